@@ -1,0 +1,62 @@
+# make demo     one real run, offline, and a report to look at
+# make test     the tests
+# make check    formatting, lint, types
+# make format   put the formatting right
+#
+# Each sets up .venv first when it is missing or constraints.txt or pyproject.toml changed.
+#
+# PYTHON=...  the interpreter .venv is made from (3.11 or newer).
+# TORCH=...   what to give `pip install` for torch, for instance TORCH='torch==2.13.0 --index-url URL'. Left out, it is the
+#             version in constraints.txt, and only a CPU build is taken: CUDA builds are gigabytes, and nothing here needs one.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+torch_pin = $(shell grep '^torch==' constraints.txt)
+
+define CUDA_FOUND
+This would install a CUDA build of torch. Choose one of the two:
+  a CPU build:    make TORCH='$(torch_pin) --index-url URL' ..., where URL is the CPU index pytorch.org/get-started names
+  the CUDA build: make TORCH='$(torch_pin)' ...
+endef
+export CUDA_FOUND
+
+.PHONY: help demo test check format
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+demo: .venv/ready
+	.venv/bin/prefinetune demo
+
+test: .venv/ready
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest
+
+check: .venv/ready
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: .venv/ready
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+.venv/ready: constraints.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; choose one with PYTHON=... (tried: '$(PYTHON)')"; exit 1; }
+	@echo "Setting up .venv with $$("$(PYTHON)" --version) (once; some minutes)"
+	@"$(PYTHON)" -m venv .venv
+ifdef TORCH
+	@echo "  $(TORCH)"
+	@$(PIP) install --quiet $(TORCH)
+else
+	@echo "  $(torch_pin), a CPU build"
+	@$(PIP) install --quiet --dry-run --report .venv/plan.json $(torch_pin)
+	@! grep -Eq '"name": "(nvidia|cuda|triton|pytorch-triton)' .venv/plan.json || { echo "$$CUDA_FOUND"; exit 1; }
+	@$(PIP) install --quiet $(torch_pin)
+	@.venv/bin/python -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' \
+		|| { echo "$$CUDA_FOUND"; $(PIP) uninstall --quiet --yes torch; exit 1; }
+endif
+	@echo "  prefinetune and what it needs, in the tested versions"
+	@grep -v '^torch==' constraints.txt > .venv/constraints.txt  # torch is there, whichever was chosen
+	@$(PIP) install --quiet --constraint .venv/constraints.txt --editable '.[dev,test-models]'
+	@touch $@

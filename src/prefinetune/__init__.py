@@ -1,0 +1,42 @@
+"""Pre-finetuning: many labelled datasets in, a better language model out. Importing this loads no torch and no network."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefinetune.catalog import catalog
+    from prefinetune.config import Config
+    from prefinetune.errors import InputError
+    from prefinetune.families import Choice, Classification, Denoising, Regression, Span
+    from prefinetune.finetune import Tuned, finetune
+    from prefinetune.sources import Files, Hub, Rows
+    from prefinetune.task import Suite, Task, read_suite
+    from prefinetune.train import Run, train
+
+HOMES = {
+    "catalog": "catalog", "Config": "config", "InputError": "errors", "Choice": "families", "Classification": "families",
+    "Denoising": "families", "Regression": "families", "Span": "families", "Tuned": "finetune", "finetune": "finetune",
+    "Files": "sources", "Hub": "sources", "Rows": "sources", "Suite": "task", "Task": "task", "read_suite": "task",
+    "Run": "train", "train": "train",
+}  # fmt: skip
+
+__version__ = "0.1.0"
+__all__ = [
+    "Choice", "Classification", "Config", "Denoising", "Files", "Hub", "InputError", "Regression", "Rows", "Run", "Span", "Suite",
+    "Task", "Tuned", "catalog", "finetune", "read_suite", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'prefinetune' has no attribute {name!r}")
+    value = getattr(import_module(f"prefinetune.{HOMES[name]}"), name)
+    globals()[name] = value  # also where a submodule of the same name (train, finetune) was put by its import
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

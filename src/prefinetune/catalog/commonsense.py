@@ -1,0 +1,65 @@
+"""Common sense: what people know about objects, people, causes and right conduct without reading it anywhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefinetune.catalog.record import record
+from prefinetune.families import Choice, Classification
+from prefinetune.sources import Hub
+
+
+def against_common_sense(row: Mapping[str, Any]) -> str:
+    """The options are whole sentences: the question is the same for all rows, and the shared head must hear it."""
+    return "Which of these sentences is against common sense?"
+
+
+def scenario(row: Mapping[str, Any]) -> str:
+    return row["scenario"].partition(" [SEP] ")[0]
+
+
+def trait(row: Mapping[str, Any]) -> str:
+    return row["scenario"].partition(" [SEP] ")[2]
+
+
+def ethics(config: str, family: Classification, hub: Hub | None = None, note: str = ""):
+    return record(
+        f"ethics/{config}", hub or Hub("hendrycks/ethics", config), family,
+        "ethics", license="MIT (source repo)", cite="Hendrycks et al. 2021, arXiv 2008.02275", note=note,
+    )  # fmt: skip
+
+
+# fmt: off
+TASKS = [
+    record("hellaswag/resplit", Hub("Rowan/hellaswag"), Choice("ctx", "endings"),
+           "commonsense", cite="Zellers et al. 2019, arXiv 1905.07830",
+           note="mirror: official validation rows, split again by context"),
+    record("piqa/resplit", Hub("ybisk/piqa"), Choice("goal", ("sol1", "sol2")),
+           "commonsense", license="AFL-3.0 (data README)", cite="Bisk et al. 2020, arXiv 1911.11641",
+           note="mirror: official validation rows, split again"),
+    record("social_i_qa/resplit", Hub("allenai/social_i_qa"),
+           Choice(("context", "question"), ("answerA", "answerB", "answerC"), keys=("1", "2", "3")),
+           "commonsense", license="unknown (repositories: Apache-2.0)", cite="Sap et al. 2019, arXiv 1904.09728",
+           note="mirror: official validation rows, split again by context"),
+    record("winogrande/winogrande_xl-resplit", Hub("allenai/winogrande", "winogrande_xl"),
+           Choice("sentence", ("option1", "option2"), label="answer", keys=("1", "2")),
+           "commonsense coreference", license="unknown (repository: Apache-2.0)",
+           cite="Sakaguchi et al. 2020, arXiv 1907.10641",
+           note="mirror: official validation rows, split again, twins together"),
+    record("e_care", Hub("12ml/e-CARE"), Choice(("premise", "question"), ("choice1", "choice2")),
+           "commonsense causal", license="MIT", cite="Du et al. 2022, arXiv 2205.05849",
+           note="the question is the word 'cause' or 'effect'"),
+    record("com_ve/validation", Hub(None), Choice(against_common_sense, ("sent0", "sent1")),
+           "commonsense", license="CC BY-SA 4.0", cite="Wang et al. 2020, arXiv 2007.00236"),
+    record("com_ve/explanation", Hub(None), Choice("FalseSent", ("OptionA", "OptionB", "OptionC")),
+           "commonsense", license="CC BY-SA 4.0", cite="Wang et al. 2020, arXiv 2007.00236"),
+    record("cosmos_qa/resplit", Hub("allenai/cosmos_qa"),
+           Choice(("context", "question"), ("answer0", "answer1", "answer2", "answer3")),
+           "commonsense reading", cite="Huang et al. 2019, arXiv 1909.00277",
+           note="mirror: official validation rows, split again by context"),
+    ethics("deontology", Classification("scenario", "excuse", labels=("unreasonable", "reasonable"))),
+    ethics("justice", Classification("scenario", labels=("unreasonable", "reasonable"))),
+    ethics("utilitarianism", Classification("sentence1", "sentence2",
+                                            labels=("first more pleasant", "second more pleasant")),
+           Hub(None), "form of our own: the pairs of hendrycks/ethics in random order"),
+    ethics("virtue", Classification(scenario, trait, labels=("trait not exemplified", "trait exemplified"))),
+]

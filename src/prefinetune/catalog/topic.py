@@ -1,0 +1,33 @@
+"""Topic and kind of a text: news, newsgroups, spam, clickbait, truthfulness."""
+
+from prefinetune.catalog.record import record
+from prefinetune.families import Classification
+from prefinetune.sources import Hub
+
+NEWSGROUPS = tuple("""
+    alt.atheism comp.graphics comp.os.ms-windows.misc comp.sys.ibm.pc.hardware comp.sys.mac.hardware comp.windows.x misc.forsale
+    rec.autos rec.motorcycles rec.sport.baseball rec.sport.hockey sci.crypt sci.electronics sci.med sci.space
+    soc.religion.christian talk.politics.guns talk.politics.mideast talk.politics.misc talk.religion.misc
+""".split())  # fmt: skip
+
+# fmt: off
+TASKS = [
+    record("ag_news", Hub("fancyzhx/ag_news"), Classification("text", labels=("World", "Sports", "Business", "Sci/Tech")),
+           "topic news", cite="Zhang et al. 2015, arXiv 1509.01626",
+           note="mirror: about 5,000 of the official training rows"),
+    record("SetFit/20_newsgroups", Hub("SetFit/20_newsgroups"), Classification("text", labels=NEWSGROUPS),
+           "topic", cite="Lang 1995",
+           note="without headers and quotes, which give the group away; the hub's copy also holds empty texts"),
+    record("reuters/r8", Hub(None),
+           Classification("text", labels=("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")),
+           "topic news", note="lower case, no punctuation"),
+    record("clickbait", Hub(None), Classification("text", labels=("not_clickbait", "clickbait")),
+           "clickbait news", license="MIT", cite="Chakraborty et al. 2016, arXiv 1610.09786"),
+    record("sms_spam", Hub("ucirvine/sms_spam", "plain_text"), Classification("sms", labels=("ham", "spam")),
+           "spam", cite="Almeida et al. 2011", note="some messages stand in several rows"),
+    record("liar", Hub("ucsbnlp/liar"),
+           Classification("statement",
+                          labels=("false", "half-true", "mostly-true", "true", "barely-true", "pants-fire")),
+           "veracity", cite="Wang 2017, arXiv 1705.00648",
+           note="the speaker's counts on the hub include the row's own label: never an input"),
+]

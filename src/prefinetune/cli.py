@@ -1,0 +1,290 @@
+"""The command line: a few lines per verb over a function of the library.
+
+Results go to standard output, progress and messages to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefinetune.errors import InputError
+
+if TYPE_CHECKING:
+    from prefinetune.task import Suite
+
+app = typer.Typer(
+    name="prefinetune",
+    help="Pre-finetuning: many labelled datasets in, a better language model out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+tasks_app = typer.Typer(help="What is in the catalogue, and how a task's rows reach the model.", no_args_is_help=True)
+app.add_typer(tasks_app, name="tasks")
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SECTION.FIELD=VALUE]...", help="Settings, such as mixture.cap=20000; `prefinetune settings` lists all."
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(envvar="PREFINETUNE_DATA_ROOT", help="A mirror of hub datasets: DATA_ROOT/SLUG/SPLIT.parquet."),
+]
+Cache = Annotated[Path | None, typer.Option(envvar="PREFINETUNE_CACHE", help="Where token stores are kept.")]
+Seed = Annotated[int, typer.Option(help="Of heads, orders, masks and dropout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
+
+
+@app.command()
+def train(
+    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue: glue/rte,nli,sentiment.")],
+    settings: Settings = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A hub name, a model folder, or a run to go on from.")] = "",
+    out: Out = Path("runs/train"),
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Pre-finetune a model on many tasks at once."""
+    from prefinetune.config import make_config
+    from prefinetune.display import Display
+    from prefinetune.train import train as run
+
+    chosen = find_suite(suite)
+    config = make_config({"seed": seed, "mixture": dict(chosen.mixture)}, overrides=settings or ())
+    if not model:
+        raise InputError("--model is missing: a hub name such as roberta-base, or a folder")
+    display = Display()
+    done = run(chosen, model, out, config=config, data_root=data_root, cache=cache, resume=resume, display=display)
+    display.scores(done.scores)
+    display.say(f"{done.updates:,} updates, {done.examples:,} examples in {done.seconds:,.0f} s; the model is in {done.model}")
+    if as_json:
+        emit({"out": str(done.folder), "model": str(done.model), "updates": done.updates, "examples": done.examples,
+              "seconds": done.seconds, "scores": done.scores})  # fmt: skip
+
+
+@app.command()
+def finetune(
+    task: Annotated[str, typer.Argument(help="A file with one task, or the name of one in the catalogue.")],
+    settings: Settings = None,
+    start: Annotated[str, typer.Option("--from", "-f", help="A run, a hub name or a model folder.")] = "",
+    out: Out = Path("runs/finetune"),
+    labels: Annotated[str | None, typer.Option(help="Use so many labelled examples (128), or that share of them (0.1).")] = None,
+    new_head: Annotated[bool, typer.Option("--new-head", help="Do not keep the run's head for this task.")] = False,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune on one task; the result is a plain Transformers model."""
+    from prefinetune.config import make_config
+    from prefinetune.display import Display
+    from prefinetune.finetune import finetune as run
+
+    if not start:
+        raise InputError("--from is missing: a run, a hub name or a model folder")
+    # Only what was said goes on: the rest of the schedule follows from the number of labels.
+    said = make_config({"seed": seed}, overrides=settings or ()).model_dump(exclude_unset=True)
+    display = Display()
+    done = run(
+        task, start, out, labels=parse_labels(labels), keep_head=not new_head, config=said, data_root=data_root, cache=cache,
+        resume=resume, display=display,
+    )  # fmt: skip
+    record = done.record
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in record["scores"].items())
+    display.say(f"{record['task']} from {record['base']} with {record['labels']:,} labels ({record['head']} head)")
+    display.say(f"{record['split']} ({record['rows']:,} rows): {shown}")
+    display.say(f"the model is in {done.folder / 'model'}")
+    if as_json:
+        emit(record)
+
+
+@app.command()
+def settings(as_json: Json = False) -> None:
+    """List all settings with their defaults."""
+    from prefinetune.config import Config, Section
+
+    rows = []
+    for section, item in Config.model_fields.items():
+        inner = item.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            rows += [(f"{section}.{name}", field.default, field.description or "") for name, field in inner.model_fields.items()]
+        else:
+            rows.append((section, item.default, item.description or ""))
+    if as_json:
+        emit({name: {"default": default, "description": text} for name, default, text in rows})
+    else:
+        show_table(("setting", "default", "meaning"), [(name, str(default), text) for name, default, text in rows])
+
+
+@tasks_app.command("list")
+def list_tasks(
+    patterns: Annotated[
+        list[str] | None, typer.Argument(help="Names (glue/*), families or tags to list; all when left out.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the catalogue."""
+    from prefinetune.catalog import catalog
+
+    found = catalog().select(*(patterns or ["all"]))
+    if as_json:
+        emit([about(task) for task in found])
+        return
+    rows = [
+        (
+            task.name,
+            task.family.kind,
+            ", ".join(sorted(task.tags)),
+            "evaluation only" if task.evaluation_only else "",
+            task.license,
+        )
+        for task in found
+    ]
+    show_table(("task", "family", "tags", "", "licence"), rows)
+    print(f"{len(rows)} tasks", file=sys.stderr)
+
+
+@tasks_app.command("show")
+def show_task(name: Annotated[str, typer.Argument(help="A task's name.")], as_json: Json = False) -> None:
+    """Show one record of the catalogue."""
+    from prefinetune.catalog import catalog
+
+    record = about(catalog()[name])
+    if as_json:
+        emit(record)
+    else:
+        import yaml
+
+        print(yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=110).rstrip())
+
+
+@tasks_app.command("preview")
+def preview(
+    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue.")],
+    rows: Annotated[int, typer.Option(help="Rows of each task.")] = 2,
+    model: Annotated[str, typer.Option("--model", "-m", help="Also show tokens, as this model reads them.")] = "",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a task's first rows become: row, example, tokens, target."""
+    from prefinetune.preview import preview_task
+    from prefinetune.tokenizer import load_tokenizer
+
+    tokenizer = None
+    if model:
+        from prefinetune.model import read_config
+
+        tokenizer = load_tokenizer(model, None, read_config(model))
+    found = [preview_task(task, rows, tokenizer, data_root) for task in find_suite(suite)]
+    if as_json:
+        emit(found)
+        return
+    for task in found:
+        print(f"{task['task']} ({task['family']}): " + ", ".join(f"{n:,} {role}" for role, n in task["rows"].items()))
+        for example in task["examples"]:
+            print(f"  row {example['row']}")
+            for index, (first, second) in enumerate(example["texts"]):
+                print(f"    text {index}: {first}" + ("" if second is None else f"\n      pair: {second}"))
+            print(f"    target: {example['target']}")
+            for ids in example.get("tokens", ()):
+                print(f"    tokens: {ids}")
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo-run"),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Pre-train, pre-finetune and compare a small model on tasks mined from the documentation of installed packages."""
+    from prefinetune.demo import run_demo
+    from prefinetune.display import Display
+
+    result = run_demo(out, seed, Display())
+    if as_json:
+        emit(result)
+
+
+# ---- helpers of the verbs
+
+
+def find_suite(text: str) -> Suite:
+    """A suite file, or catalogue names, families and tags separated by commas."""
+    from prefinetune.catalog import catalog
+    from prefinetune.task import Suite, read_suite
+
+    if Path(text).suffix in (".yaml", ".yml"):
+        return read_suite(text)
+    tasks: dict[str, Any] = {}
+    for pattern in text.split(","):
+        found = catalog().select(pattern)
+        if not found.tasks:
+            catalog()[pattern]  # raises, with the nearest name
+        tasks.update({task.name: task for task in found if not task.evaluation_only or task.name == pattern})
+    return Suite(text, tuple(tasks.values()))
+
+
+def parse_labels(text: str | None) -> int | float | None:
+    if text is None or text == "all":
+        return None
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise InputError(
+            f"--labels: {text!r} is not accepted; expected a number such as 128, a share such as 0.1, or all"
+        ) from None
+
+
+def about(task: Any) -> dict[str, Any]:
+    """A record as plain values."""
+    from prefinetune.families.base import plain
+
+    return {
+        "name": task.name, "source": plain(task.source.describe()), "slug": task.slug, task.family.kind: task.family.settings(),
+        "splits": dict(task.splits), "tags": sorted(task.tags), "license": task.license, "cite": task.cite,
+        "evaluation_only": task.evaluation_only, "note": task.note,
+    }  # fmt: skip
+
+
+def emit(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a fault of ours (with its traceback), 2 the user's input, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume where a checkpoint was written", file=sys.stderr)
+        sys.exit(130)

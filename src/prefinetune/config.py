@@ -1,0 +1,136 @@
+"""The settings of a run: frozen pydantic models, from defaults, a suite file and `section.field=value`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefinetune.errors import InputError, nearest
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class ModelSettings(Section):
+    attention_dropout: float | None = Field(None, ge=0, lt=1, description="replaces the model's own; 0 is faster on CPU")
+
+
+class DataSettings(Section):
+    max_length: int | None = Field(None, description="tokens per sequence; what the model takes, at most 512, when left out")
+    max_rows: int | None = Field(None, gt=0, description="most training rows of a task, a fixed sample")
+    bad_rows: Literal["error", "skip"] = Field(
+        "error", description="stop at a row that cannot be used, or leave it out and count"
+    )
+
+
+class MixtureSettings(Section):
+    sampling: Literal["natural", "temperature", "uniform"] = Field("natural", description="how often each task is drawn")
+    cap: int | None = Field(None, gt=0, description="most examples of a task that count in an epoch")
+    temperature: float = Field(2.0, ge=1, description="for temperature sampling: rates go with size ** (1 / temperature)")
+    order: Literal["heterogeneous", "batch-homogeneous", "dataset-homogeneous"] = Field(
+        "heterogeneous", description="every update mixes tasks, or is one task's, or tasks follow one another"
+    )
+    sub_batches: int = Field(16, gt=0, description="sub-batches averaged in an update")
+    sub_batch_size: int = Field(4, gt=0, description="examples of one task in a sub-batch")
+
+
+class OptimizerSettings(Section):
+    learning_rate: float = Field(3e-5, gt=0, description="peak, for the trunk")
+    head_learning_rate: float | None = Field(None, gt=0, description="peak, for heads; as the trunk's when left out")
+    weight_decay: float = Field(0.01, ge=0, description="on matrices; never on biases and norms")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.98, ge=0, lt=1)
+    epsilon: float = Field(1e-6, gt=0)
+    warmup: float = Field(0.06, ge=0, le=1, description="share of updates over which the rate rises")
+    decay_power: float = Field(1.0, ge=0, description="of the polynomial decay to zero; 0 keeps the rate")
+    clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+
+
+class TrainSettings(Section):
+    epochs: float = Field(1.0, gt=0, description="passes over the mixture; the last may be partial")
+    updates: int | None = Field(None, gt=0, description="optimizer steps, instead of epochs")
+    token_budget: int = Field(4096, gt=0, description="most tokens of a micro-batch, padding included")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where it pays")
+    log_every: int = Field(10, gt=0, description="updates between lines of metrics.jsonl")
+    checkpoint_every: int | None = Field(500, gt=0, description="updates between checkpoints; none are written when null")
+    keep_checkpoints: int = Field(2, gt=0)
+    evaluate_every: int | None = Field(None, gt=0, description="updates between evaluations; only at the end when left out")
+    evaluation_rows: int | None = Field(500, gt=0, description="most validation rows of a task scored")
+    patience: int | None = Field(
+        None, gt=0, description="evaluations without a better mean score before stopping; keeps the best"
+    )
+    max_skipped: int = Field(10, gt=0, description="updates in a row that may be skipped for a loss that is not finite")
+
+
+class Config(Section):
+    """Everything a run depends on beside its suite and its model."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    mixture: MixtureSettings = MixtureSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    train: TrainSettings = TrainSettings()
+    seed: int = Field(0, ge=0, description="of heads, orders, masks and dropout")
+
+    def digest(self) -> str:
+        return hashlib.blake2b(json.dumps(self.model_dump(), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def make_config(*layers: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """Merge settings, later ones winning, then `section.field=value` strings.
+
+    Raises:
+        InputError: an unknown setting (with the nearest known one), or a value out of its range.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for section, values in layer.items():
+            if isinstance(values, Mapping):
+                merged.setdefault(section, {}).update(values)
+            else:
+                merged[section] = values
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise InputError(f"{override!r} is not accepted; expected section.field=value")
+        section, _, field = name.strip().partition(".")
+        if field:
+            target = merged.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise InputError(f"setting {name!r}: {section!r} is no section{nearest(name, setting_names())}")
+            target[field] = yaml.safe_load(value)
+        else:
+            merged[section] = yaml.safe_load(value)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise InputError("; ".join(explain(problem) for problem in error.errors())) from None
+
+
+def setting_names() -> list[str]:
+    """All settings as section.field."""
+    names = []
+    for section, item in Config.model_fields.items():
+        inner = item.annotation
+        is_section = isinstance(inner, type) and issubclass(inner, Section)
+        names.extend([f"{section}.{field}" for field in inner.model_fields] if is_section else [section])  # type: ignore[union-attr]
+    return names
+
+
+def explain(problem: Mapping[str, Any]) -> str:
+    """One pydantic complaint as a sentence."""
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}{nearest(name, setting_names())}; `prefinetune settings` lists all"
+    accepted = problem.get("ctx", {}).get("expected")
+    expected = f"expected {accepted}" if accepted else problem["msg"].removeprefix("Input ").replace("should be", "must be")
+    return f"setting {name!r}: {problem['input']!r} is not accepted; {expected}"

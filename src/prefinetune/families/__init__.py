@@ -1,0 +1,25 @@
+"""The kinds of problems: one file each, all behind the face of `base.Family`."""
+
+from prefinetune.families.base import Encoded, Example, Examples, Family, Field, Segment
+from prefinetune.families.choice import Choice
+from prefinetune.families.classification import Classification
+from prefinetune.families.denoising import Denoising
+from prefinetune.families.regression import Regression
+from prefinetune.families.span import Span
+
+FAMILIES: dict[str, type[Family]] = {family.kind: family for family in (Classification, Regression, Choice, Span, Denoising)}
+
+__all__ = [
+    "FAMILIES",
+    "Choice",
+    "Classification",
+    "Denoising",
+    "Encoded",
+    "Example",
+    "Examples",
+    "Family",
+    "Field",
+    "Regression",
+    "Segment",
+    "Span",
+]

@@ -1,0 +1,287 @@
+"""What a family is: everything that follows from the kind of problem, and nothing about a dataset or a run.
+
+A family is a frozen dataclass whose fields say where in a row its parts are. The spine (store, mixture, loop, evaluation) calls
+the methods below and never asks which family it holds. Torch is imported inside the methods that need it, so that reading
+records (`prefinetune tasks list`) stays instant.
+
+Letters: b rows of a micro-batch, r rows of one segment, e examples of one segment, l tokens of the longest row, d hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from prefinetune.errors import FieldError, InputError, listing, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+    from prefinetune.model import Backbone, Head, States
+    from prefinetune.tokenizer import Tokenizer
+
+# A column name, a dotted path into nested columns, a function of the row, or several of these whose texts are joined by a space.
+Field = str | Callable[[Mapping[str, Any]], Any] | tuple
+
+
+class Example(NamedTuple):
+    """One row after its task's adapter, with columns gone."""
+
+    texts: tuple[tuple[str, str | None], ...]  # one (first, second) pair per sequence the model reads
+    target: Any
+    reference: Any = None  # what only scoring needs: gold answers, say
+
+
+@dataclass(slots=True)
+class Encoded:
+    """One example as the model reads it: a sequence for most families, one per option for choice, one per window for spans."""
+
+    sequences: list[np.ndarray]  # token ids, special tokens included
+    first: list[int]  # per sequence: how many leading tokens have type 0 (the rest have type 1)
+    target: np.ndarray
+    source: int = 0  # index of the example it came from, then of its row
+    truncated: int = 0  # how many of its texts were cut to fit
+    reference: Any = None
+    offsets: list[np.ndarray] | None = None  # per sequence [l, 2]: characters of the second text under each token, -1 elsewhere
+
+    @property
+    def length(self) -> int:
+        return max(len(sequence) for sequence in self.sequences)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sequence) for sequence in self.sequences)
+
+
+class Examples(Protocol):
+    """What training asks of a store; a list of encoded examples will do."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Encoded: ...
+
+
+@dataclass(slots=True)
+class Segment:
+    """The rows of one micro-batch that belong to one task."""
+
+    task: str
+    family: Family
+    examples: list[Encoded]
+    rows: torch.Tensor  # [r] which rows of the micro-batch
+    sizes: torch.Tensor  # [e] how many rows each example has
+    lengths: torch.Tensor  # [r] real tokens of each row
+    targets: torch.Tensor  # whatever the family's `collate` made
+    weights: torch.Tensor  # [e] each example's weight in the whole update
+
+
+@dataclass(frozen=True)
+class Family:
+    """Base of all families. Subclasses state their fields and override what differs."""
+
+    kind: ClassVar[str] = ""  # the family's name in YAML, results and logs
+    shared_head: ClassVar[bool] = False  # one head for the whole family (MUPPET 3.1: choice and span), or one per task
+    metric: ClassVar[str] = "accuracy"  # the score by which a task is judged; higher is better
+    auto_model: ClassVar[str] = ""  # the Transformers class whose head this family uses
+    target_type: ClassVar[type] = np.int64  # of the arrays `target` makes
+
+    # ---- rows -> examples -> tokens
+
+    def fields(self) -> tuple[Field, ...]:
+        """The fields of a row this record reads."""
+        raise NotImplementedError
+
+    def columns(self) -> list[str]:
+        """The top-level columns those fields name (functions name none)."""
+        flat: list[Any] = []
+        for value in self.fields():
+            flat.extend(value if isinstance(value, tuple) else [value])
+        return list(dict.fromkeys(part.split(".")[0] for part in flat if isinstance(part, str)))
+
+    def freeze(self, rows: Dataset, place: str) -> Family:
+        """This family with what the record left open (labels, a range) read from training rows.
+
+        Raises:
+            InputError: the rows cannot be a task of this family (a single label, for one).
+        """
+        return self
+
+    def skips(self, row: Mapping[str, Any]) -> bool:
+        """Whether the record declares this row as one without a label, to be left out and counted."""
+        return False
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """Adapt one row. Raises FieldError naming the field, the value and what is accepted."""
+        raise NotImplementedError
+
+    def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, for_training: bool = True) -> list[Encoded]:
+        """Tokenize; `source` is the index into `examples`. With `for_training` false, keep what scoring needs."""
+        pairs = [pair for example in examples for pair in example.texts]
+        sequences = tokenizer.pairs(pairs)
+        encoded, at = [], 0
+        for index, example in enumerate(examples):
+            mine = sequences[at : at + len(example.texts)]
+            at += len(example.texts)
+            encoded.append(
+                Encoded(
+                    sequences=[ids for ids, _, _ in mine],
+                    first=[first for _, first, _ in mine],
+                    target=self.target(example),
+                    source=index,
+                    truncated=sum(cut for _, _, cut in mine),
+                    reference=None if for_training else example.reference,
+                )
+            )
+        return encoded
+
+    def target(self, example: Example) -> np.ndarray:
+        """The target as the store keeps it: a one-dimensional array of `target_type`, equally wide for all examples."""
+        return np.array([example.target], dtype=self.target_type)
+
+    def draw(self, encoded: Encoded, tokenizer: Tokenizer, generator: np.random.Generator) -> Encoded:
+        """What training sees of a stored example this time; only self-supervised families change it."""
+        return encoded
+
+    def collate(self, examples: Sequence[Encoded]) -> torch.Tensor:
+        """Targets of a segment's examples as one tensor; [e] unless a family says otherwise."""
+        import torch
+
+        return torch.from_numpy(np.concatenate([example.target for example in examples]))
+
+    def name_target(self, example: Example) -> Any:
+        """The target as people read it."""
+        return example.target
+
+    # ---- head, loss, scores
+
+    def head_key(self, task: str) -> str:
+        """Tasks with equal keys share a head."""
+        return self.kind if self.shared_head else f"{self.kind}/{task}"
+
+    def head(self, backbone: Backbone) -> Head:
+        """A new head: Transformers' own for this backbone and family."""
+        return backbone.new_head(self.auto_model)
+
+    def apply(self, head: Head, states: States, segment: Segment) -> torch.Tensor:
+        """The head's output for a segment, given the states of its micro-batch."""
+        raise NotImplementedError
+
+    def loss(self, output: torch.Tensor, segment: Segment) -> torch.Tensor:
+        """Unscaled loss per example [e]."""
+        raise NotImplementedError
+
+    def outcomes(self, output: torch.Tensor, segment: Segment) -> torch.Tensor:
+        """Per example [e]: among how many answers a uniform guess chooses (MUPPET 3.3)."""
+        raise NotImplementedError
+
+    def predict(self, output: torch.Tensor, segment: Segment) -> list[Any]:
+        """One prediction per example, in the form `score` and people read."""
+        raise NotImplementedError
+
+    def score(self, predictions: Sequence[Any], examples: Sequence[Encoded]) -> dict[str, float]:
+        """Scores over a whole split, by metric name; the family's `metric` among them."""
+        raise NotImplementedError
+
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        """To which of the groups that a small subset must represent each of the targets [n, width] belongs; one group, unless a
+        family has labels."""
+        return np.zeros(len(targets), dtype=np.int64)
+
+    def head_identity(self) -> dict[str, Any]:
+        """What a saved head must share with a new one to take its place."""
+        return {"family": self.kind, "class": self.auto_model}
+
+    def finish(self, model: Any) -> None:
+        """Make an assembled Transformers model speak in the task's labels or units."""
+
+    # ---- records in YAML
+
+    def settings(self) -> dict[str, Any]:
+        """The record's fields that differ from their defaults, as YAML can hold them."""
+        from dataclasses import fields as dataclass_fields
+
+        return {
+            item.name: plain(getattr(self, item.name))
+            for item in dataclass_fields(self)
+            if getattr(self, item.name) != item.default
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What a token store of this family depends on: its settings, without what only heads and scores use."""
+        return {"family": self.kind, **self.settings()}
+
+
+def plain(value: Any) -> Any:
+    """A field as YAML and JSON can hold it; a function is named, with a digest of its code so that a change is seen."""
+    if isinstance(value, (tuple, list)):
+        return [plain(part) for part in value]
+    if callable(value):
+        import hashlib
+
+        code = getattr(value, "__code__", None)
+        digest = hashlib.blake2b((code.co_code + repr(code.co_consts).encode()) if code else b"", digest_size=4).hexdigest()
+        return f"function {getattr(value, '__qualname__', repr(value))} {digest}"
+    return value
+
+
+# ---- reading fields
+
+
+def read(row: Mapping[str, Any], where: Field) -> Any:
+    """The value of a field in a row.
+
+    Raises:
+        FieldError: the row has no such column, or the path ends early.
+    """
+    if callable(where):
+        return where(row)
+    if isinstance(where, str) and where in row:  # also a column whose own name holds a dot
+        return row[where]
+    if isinstance(where, tuple):
+        return tuple(read(row, part) for part in where)
+    value: Any = row
+    for part in where.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, Sequence) and not isinstance(value, str) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, Mapping):
+            raise FieldError(where, None, f"one of the columns {listing(value)}{nearest(part, value)}")
+        else:
+            raise FieldError(where, value, f"a value with a part {part!r} in it")
+    return value
+
+
+def read_text(row: Mapping[str, Any], where: Field) -> str:
+    """A text field; several fields are joined by a space.
+
+    Raises:
+        FieldError: missing, not a text, or nothing but white space.
+    """
+    if isinstance(where, tuple):
+        return " ".join(read_text(row, part) for part in where)
+    value = read(row, where)
+    if isinstance(value, str):
+        if value.strip():
+            return value
+        raise FieldError(where, value, "a text that is not empty")
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return str(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise FieldError(where, value, "a text that is not empty (this one is missing)")
+    raise FieldError(where, value, f"a text, not {type(value).__name__}")
+
+
+def check_fields(**parts: Any) -> None:
+    """Refuse a record whose field is not a column name, a function or a sequence of them."""
+    for name, value in parts.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if not (part is None or (isinstance(part, str) and part) or callable(part)):
+                raise InputError(
+                    f"{name}: {part!r} is not a field; expected a column name, a dotted path or (in Python) a function"
+                )

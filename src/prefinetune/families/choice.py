@@ -1,0 +1,118 @@
+"""Choice: which of the options goes with the context. One head for all choice datasets (MUPPET 3.1).
+
+Each (context, option) pair is read on its own, gets one score, and the softmax runs over the options of the example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from prefinetune.errors import FieldError, field_name
+from prefinetune.families.base import (
+    Encoded,
+    Example,
+    Family,
+    Field,
+    Segment,
+    check_fields,
+    field_name,
+    read,
+    read_text,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from prefinetune.model import Head, States
+
+
+@dataclass(frozen=True)
+class Choice(Family):
+    """Fields `text` (the context; several are joined), `options` (a column that holds a list, or a tuple of columns), `label`.
+
+    `label` holds the index of the right option, counted from 0, or one of `keys`: a tuple of names ("A", "B", ...) or a column
+    that holds a list of them. A one-letter label needs no `keys`.
+    """
+
+    text: Field
+    options: Field
+    label: Field = "label"
+    keys: Field | None = None
+
+    kind: ClassVar[str] = "choice"
+    shared_head: ClassVar[bool] = True
+    metric: ClassVar[str] = "accuracy"
+    auto_model: ClassVar[str] = "AutoModelForMultipleChoice"
+
+    def __post_init__(self) -> None:
+        check_fields(text=self.text, options=self.options, label=self.label)
+
+    def fields(self) -> tuple[Field, ...]:
+        keys = () if self.keys is None or isinstance(self.keys, tuple) else (self.keys,)
+        return (self.text, self.options, self.label, *keys)
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        if isinstance(self.options, tuple):
+            options = [read_text(row, part) for part in self.options]
+        else:
+            options = read(row, self.options)
+            if isinstance(options, str) or not isinstance(options, Sequence):
+                raise FieldError(self.options, options, "a list of options")
+            options = [read_text({field_name(self.options): option}, field_name(self.options)) for option in options]
+        if len(options) < 2:
+            raise FieldError(self.options, options, "at least two options")
+        context = read_text(row, self.text)
+        return Example(tuple((context, option) for option in options), self._index(row, len(options)))
+
+    def _index(self, row: Mapping[str, Any], num_options: int) -> int:
+        value = read(row, self.label)
+        keys = self.keys if self.keys is None or isinstance(self.keys, tuple) else read(row, self.keys)
+        if keys is not None:
+            names = [str(key) for key in keys][:num_options]
+            if str(value) in names:
+                return names.index(str(value))
+            raise FieldError(self.label, value, f"one of {', '.join(names)}")
+        if isinstance(value, str) and value.strip().isdigit():
+            value = int(value)
+        if isinstance(value, str) and len(value) == 1 and value.isalpha():
+            value = ord(value.upper()) - ord("A")
+        if isinstance(value, (int, np.integer)) and 0 <= value < num_options:
+            return int(value)
+        raise FieldError(self.label, value, f"the index of an option, 0 to {num_options - 1}, or its letter")
+
+    def name_target(self, example: Example) -> str | None:
+        return example.texts[example.target][1]
+
+    def apply(self, head: Head, states: States, segment: Segment) -> torch.Tensor:
+        """Scores [e, options of the widest example], -inf where an example has fewer."""
+        import torch
+
+        scores = head.option(states, segment.rows).squeeze(-1)  # [r]
+        widest = int(segment.sizes.max())
+        real = torch.arange(widest, device=scores.device) < segment.sizes[:, None]  # [e, widest]
+        return torch.full(real.shape, -torch.inf, device=scores.device).masked_scatter(real, scores.float())
+
+    def loss(self, output: torch.Tensor, segment: Segment) -> torch.Tensor:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(output, segment.targets, reduction="none")
+
+    def outcomes(self, output: torch.Tensor, segment: Segment) -> torch.Tensor:
+        return segment.sizes.to(segment.weights.dtype)
+
+    def predict(self, output: torch.Tensor, segment: Segment) -> list[int]:
+        return output.argmax(-1).tolist()
+
+    def score(self, predictions: Sequence[int], examples: Sequence[Encoded]) -> dict[str, float]:
+        from sklearn.metrics import accuracy_score
+
+        gold = [int(example.target[0]) for example in examples]
+        return {
+            "accuracy": float(accuracy_score(gold, predictions)),
+            "majority": max(gold.count(label) for label in set(gold)) / len(gold),
+            "chance": float(np.mean([1 / len(example.sequences) for example in examples])),
+        }

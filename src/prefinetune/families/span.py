@@ -1,0 +1,212 @@
+"""Span: where in the context is the answer. One head for all span datasets (MUPPET 3.1).
+
+The candidates of start and end are the real tokens of the sequence, so each of the two cross-entropies is divided by log(length);
+an unanswerable question points at the first token, as in Transformers' own recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from prefinetune.errors import FieldError, field_name
+from prefinetune.families.base import (
+    Encoded,
+    Example,
+    Family,
+    Field,
+    Segment,
+    check_fields,
+    field_name,
+    read,
+    read_text,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from prefinetune.model import Head, States
+    from prefinetune.tokenizer import Tokenizer
+
+MAX_ANSWER_TOKENS = 30  # longest answer considered when predicting, as in Transformers' question-answering examples
+
+
+@dataclass(frozen=True)
+class Span(Family):
+    """Fields `question`, `context`, `answers`: SQuAD's form, {"text": [...], "answer_start": [...]}, both empty if unanswerable.
+
+    `answer` and `answer_start` name two flat columns instead, for tables.
+    """
+
+    question: Field
+    context: Field
+    answers: Field | None = None
+    answer: Field | None = None
+    answer_start: Field | None = None
+
+    kind: ClassVar[str] = "span"
+    shared_head: ClassVar[bool] = True
+    metric: ClassVar[str] = "f1"
+    auto_model: ClassVar[str] = "AutoModelForQuestionAnswering"
+
+    def __post_init__(self) -> None:
+        check_fields(question=self.question, context=self.context, answers=self.answers, answer=self.answer)
+        if self.answers is None and self.answer is None:
+            object.__setattr__(self, "answers", "answers")
+
+    def fields(self) -> tuple[Field, ...]:
+        parts = (self.question, self.context, self.answers, self.answer, self.answer_start)
+        return tuple(part for part in parts if part is not None)
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        context, question = read_text(row, self.context), read_text(row, self.question)
+        found = self._answers(row, context)
+        target = None
+        for text, start in found:
+            if context[start : start + len(text)] != text:
+                there = context[start : start + len(text)]
+                accepted = f"the position of {text[:60]!r} in the context (at {start} stands {there[:60]!r})"
+                raise FieldError(self.answer_start or f"{field_name(self.answers)}.answer_start", start, accepted)
+            target = target or (start, start + len(text))
+        return Example(((question, context),), target, tuple(text for text, _ in found))
+
+    def _answers(self, row: Mapping[str, Any], context: str) -> list[tuple[str, int]]:
+        """The gold answers as (text, first character), stripped of white space; an empty list if unanswerable."""
+        if self.answers is not None:
+            value = read(row, self.answers)
+            if not isinstance(value, Mapping) or not {"text", "answer_start"} <= set(value):
+                raise FieldError(self.answers, value, "a record with the lists 'text' and 'answer_start'")
+            texts, starts = value["text"], value["answer_start"]
+            if isinstance(texts, str):
+                texts, starts = [texts], [starts]
+            if len(texts) != len(starts):
+                raise FieldError(self.answers, value, "as many 'answer_start' as 'text'")
+        else:
+            assert self.answer is not None
+            text = read(row, self.answer)
+            texts = [text] if isinstance(text, str) and text.strip() else []
+            starts = [read(row, self.answer_start) if self.answer_start is not None else context.find(text) for text in texts]
+        found = []
+        for text, start in zip(texts, starts, strict=True):
+            try:
+                start = int(start)
+            except (TypeError, ValueError):
+                raise FieldError(self.answer_start or self.answers, start, "a character position (a whole number)") from None
+            if start < 0:
+                raise FieldError(self.answer_start or self.answers, start, "a character position in the context, from 0")
+            if not isinstance(text, str) or not text.strip():
+                raise FieldError(self.answer or self.answers, text, "an answer text that is not empty")
+            lead = len(text) - len(text.lstrip())
+            if context[start : start + len(text)] == text:
+                text, start = text.strip(), start + lead
+            found.append((text, start))
+        return found
+
+    def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, for_training: bool = True) -> list[Encoded]:
+        """Windows over long contexts. Training keeps the one in which the answer stands most central, so that it is never cut
+        away; evaluation reads all."""
+        windows = tokenizer.windows(
+            [(question, context or "") for ((question, context),) in (example.texts for example in examples)]
+        )
+        encoded = []
+        for index, (example, mine) in enumerate(zip(examples, windows, strict=True)):
+            if for_training:
+                place, best = (0, 0), mine[0]
+                if example.target is not None:
+                    best, place = most_central(mine, *example.target)
+                mine = [best]
+            else:
+                place = (0, 0)
+            encoded.append(
+                Encoded(
+                    sequences=[window.ids for window in mine],
+                    first=[window.first for window in mine],
+                    target=np.array(place, dtype=np.int64),
+                    source=index,
+                    truncated=int(mine[0].cut),
+                    reference=None if for_training else (example.texts[0][1], example.reference),
+                    offsets=None if for_training else [window.offsets for window in mine],
+                )
+            )
+        return encoded
+
+    def name_target(self, example: Example) -> str:
+        return " | ".join(example.reference) or "(no answer)"
+
+    def collate(self, examples: Sequence[Encoded]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(np.stack([example.target for example in examples]))  # [e, 2]
+
+    def head(self, backbone: Any) -> Head:
+        return backbone.new_head(self.auto_model, num_labels=2)
+
+    def apply(self, head: Head, states: States, segment: Segment) -> torch.Tensor:
+        """Logits [r, l, 2] of start and end, -inf on padding."""
+        import torch
+
+        logits = head.tokens(states, segment.rows).float()
+        real = torch.arange(logits.shape[1], device=logits.device) < segment.lengths[:, None]  # [r, l]
+        return logits.masked_fill(~real[..., None], -torch.inf)
+
+    def loss(self, output: torch.Tensor, segment: Segment) -> torch.Tensor:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(output, segment.targets, reduction="none").mean(-1)  # [e, l, 2] with [e, 2]
+
+    def outcomes(self, output: torch.Tensor, segment: Segment) -> torch.Tensor:
+        return segment.lengths.to(segment.weights.dtype)
+
+    def predict(self, output: torch.Tensor, segment: Segment) -> list[str]:
+        """The text under the best span over all windows; "" where pointing at the first token scores higher."""
+        answers, row = [], 0
+        logits = output.cpu().numpy()
+        for example in segment.examples:
+            assert example.offsets is not None, "predictions need examples that were encoded for evaluation"
+            best, text, nothing = -np.inf, "", np.inf
+            for window, offsets in enumerate(example.offsets):
+                start, end = logits[row + window, : len(offsets), 0], logits[row + window, : len(offsets), 1]
+                nothing = min(nothing, start[0] + end[0])
+                in_context = offsets[:, 0] >= 0
+                scores = np.where(in_context[:, None] & in_context[None, :], start[:, None] + end[None, :], -np.inf)
+                scores = np.triu(scores) - np.where(np.tri(len(scores), k=-1) > 0, np.inf, 0)
+                scores[np.triu(np.ones_like(scores, dtype=bool), MAX_ANSWER_TOKENS)] = -np.inf
+                at = np.unravel_index(np.argmax(scores), scores.shape)
+                if scores[at] > best:
+                    best = scores[at]
+                    text = example.reference[0][offsets[at[0], 0] : offsets[at[1], 1]]
+            answers.append(text if best > nothing else "")
+            row += len(example.offsets)
+        return answers
+
+    def score(self, predictions: Sequence[str], examples: Sequence[Encoded]) -> dict[str, float]:
+        from torchmetrics.functional.text import squad
+
+        found: Any = [{"id": str(i), "prediction_text": text} for i, text in enumerate(predictions)]
+        gold: Any = [
+            {"id": str(i), "answers": {"text": list(example.reference[1]) or [""], "answer_start": [0]}}
+            for i, example in enumerate(examples)
+        ]
+        scores = squad(found, gold)
+        return {"f1": float(scores["f1"]) / 100, "exact_match": float(scores["exact_match"]) / 100}
+
+
+def most_central(windows: Sequence[Any], start: int, end: int) -> tuple[Any, tuple[int, int]]:
+    """The window that holds characters start to end with the most context on its shorter side, and the answer's tokens in it.
+
+    Falls back to the first window and its first token when no window holds the whole answer (one longer than a window).
+    """
+    best, place, margin = windows[0], (0, 0), -1
+    for window in windows:
+        offsets = window.offsets
+        inside = np.flatnonzero((offsets[:, 0] >= 0) & (offsets[:, 1] > start) & (offsets[:, 0] < end))
+        if not len(inside) or offsets[inside[0], 0] > start or offsets[inside[-1], 1] < end:
+            continue
+        context = np.flatnonzero(offsets[:, 0] >= 0)
+        here = int(min(inside[0] - context[0], context[-1] - inside[-1]))
+        if here > margin:
+            best, place, margin = window, (int(inside[0]), int(inside[-1])), here
+    return best, place

@@ -1,0 +1,170 @@
+"""One task from a run, a model name or a folder: the loop of `train.py` on one task, then a plain Transformers model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefinetune.config import Config, make_config
+from prefinetune.display import Display
+from prefinetune.errors import InputError
+from prefinetune.evaluate import predict
+from prefinetune.export import load_head, save_task_model
+from prefinetune.families import Encoded, Examples, Family
+from prefinetune.mixture import hash_key, permute
+from prefinetune.model import MultiTask, load_backbone, read_config
+from prefinetune.results import RunFolder
+from prefinetune.sources import OpenTask, open_task
+from prefinetune.store import Store, build_store, encode_split
+from prefinetune.task import Task, find_task
+from prefinetune.tokenizer import Tokenizer, load_tokenizer
+from prefinetune.train import TaskData, describe, digest_of, fit, model_folder, report_cuts
+
+DEFAULTS: Mapping[str, Any] = {
+    "mixture": {"sub_batches": 8, "sub_batch_size": 4},
+    "optimizer": {"weight_decay": 0.01, "warmup": 0.1},
+    "train": {"checkpoint_every": None, "evaluation_rows": 2000, "patience": 5},
+}
+EPOCHS, LEAST_UPDATES, EVALUATIONS = 10, 200, 10  # where neither epochs nor updates are given: few labels need enough updates
+
+
+@dataclass
+class Tuned:
+    """A fine-tuned model and how it scored."""
+
+    folder: Path
+    record: dict[str, Any]  # as in results.jsonl
+    predictions: list[Any]  # on the scored split, in row order
+
+    @property
+    def score(self) -> float:
+        return self.record["score"]
+
+
+def finetune(
+    task: Task | str | Path,
+    start: str | Path,
+    out: str | Path,
+    *,
+    labels: int | float | None = None,
+    keep_head: bool = True,
+    config: Config | Mapping[str, Any] | None = None,
+    data_root: str | Path | None = None,
+    cache: str | Path | None = None,
+    resume: bool = False,
+    save_weights: bool = True,
+    arm: str = "finetune",
+    display: Display | None = None,
+) -> Tuned:
+    """Fine-tune on one task.
+
+    Early stopping watches the validation split; the score reported is of the test split, or, where there is none, of that
+    half of the validation rows that early stopping never saw.
+
+    Args:
+        task: a Task, the name of one that ships with us, or the path of a suite file that holds one.
+        start: a run's folder, a hub name or a model folder.
+        out: folder of the result; out/model is the plain Transformers model.
+        labels: train on so many examples (an int) or that share of them (a float below 1), stratified by label where there are
+            labels, chosen by the seed; a smaller number's examples are among a larger one's.
+        keep_head: start from the run's head for this task, where it has one.
+        save_weights: write out/model; a comparison of many cells does not need them.
+
+    Raises:
+        InputError: anything in task, data, model or settings that cannot be used.
+    """
+    display = display or Display(quiet=True)
+    task = task if isinstance(task, Task) else find_task(task)
+    given = config.model_dump(exclude_unset=True) if isinstance(config, Config) else dict(config or {})
+    config = make_config(DEFAULTS, given)
+    name = str(model_folder(start))
+    tokenizer = load_tokenizer(name, config.data.max_length, read_config(name))
+    opened = open_task(task, data_root, config.data.max_rows)
+    skip = config.data.bad_rows == "skip"
+    if "train" not in opened.roles:
+        raise InputError(f"task {task.name!r}: no train split; there are {', '.join(opened.source.splits())}")
+    with display.preparing(len(opened.split("train"))) as advance:
+        store = build_store(opened, "train", tokenizer, Path(cache) if cache else None, skip, advance)
+    chosen = choose(store, opened.family, labels, config.seed)
+    examples: Examples = store if chosen is None else [store[index] for index in chosen.tolist()]
+    config = with_length(config, given, len(examples))
+
+    identity = {
+        "kind": "finetune", "model": name, "settings": config.digest(), "data": store.manifest["digest"],
+        "labels": labels, "keep_head": keep_head,
+    }  # fmt: skip
+    folder, resolved = RunFolder(out), describe(opened, store)
+    folder.start(identity, config.to_yaml(), {"name": task.name, "model": name, "tasks": [resolved]}, resume)
+    report_cuts([resolved], display)
+
+    model = MultiTask(load_backbone(name, config.model.attention_dropout), {task.name: opened.family}, config.seed)
+    kept = keep_head and load_head(model, task.name, Path(start))
+    selection, scored, split = held_out(opened, tokenizer, config.train.evaluation_rows, skip)
+    data = [TaskData(task.name, opened.family, examples)]
+    progress = fit(model, tokenizer, data, {task.name: selection}, config, folder, display, resume).progress
+    predictions = predict(model, tokenizer, task.name, scored)
+    scores = opened.family.score(predictions, scored)
+    if save_weights:
+        save_task_model(model, task.name, tokenizer, folder.path / "model")
+    record = {
+        "task": task.name, "family": opened.family.kind, "arm": arm, "base": str(start),
+        "labels": len(examples), "seed": config.seed, "metric": opened.family.metric, "score": scores[opened.family.metric],
+        "scores": scores, "split": split, "rows": len(scored), "head": "kept" if kept else "new",
+        "best_update": progress.best_update, "examples": progress.examples, "updates": progress.updates,
+        "seconds": round(progress.seconds, 2), "digest": digest_of(identity),
+    }  # fmt: skip
+    folder.add_result(record)
+    return Tuned(folder.path, record, predictions)
+
+
+def with_length(config: Config, given: Mapping[str, Any], num_examples: int) -> Config:
+    """Where nothing was said: enough updates for few labels, evaluated ten times on the way."""
+    train = dict(given.get("train", {}))
+    per_update = config.mixture.sub_batches * config.mixture.sub_batch_size
+    if "epochs" not in train and "updates" not in train:
+        train["updates"] = max(LEAST_UPDATES, math.ceil(EPOCHS * num_examples / per_update))
+    if "evaluate_every" not in train:
+        updates = train.get("updates") or math.ceil(config.train.epochs * num_examples / per_update)
+        train["evaluate_every"] = max(1, updates // EVALUATIONS)
+    return make_config(config.model_dump(), {"train": train})
+
+
+def choose(store: Store, family: Family, labels: int | float | None, seed: int) -> np.ndarray | None:
+    """Positions of a few-label subset, None for all: nested (a smaller subset lies in a larger one of the same seed) and, for
+    families with labels, in the proportions of the classes with at least one example each as far as the number allows.
+
+    Raises:
+        InputError: the number is not between 1 and the number of examples, nor a share between 0 and 1.
+    """
+    total = len(store)
+    if labels is None:
+        return None
+    count = round(labels * total) if isinstance(labels, float) and 0 < labels < 1 else int(labels)
+    if not 1 <= count <= total:
+        raise InputError(f"labels: {labels} is not accepted; expected 1 to {total:,} examples, or a share between 0 and 1")
+    order = permute(np.arange(total), total, hash_key(seed, 5))
+    strata = family.strata(store.targets[order])
+    rank = np.zeros(total)
+    size = np.zeros(total)
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        rank[members], size[members] = np.arange(len(members)), len(members)
+    turn = np.lexsort(((rank + 0.5) / size, rank > 0))
+    return np.sort(order[turn[:count]])
+
+
+def held_out(
+    opened: OpenTask, tokenizer: Tokenizer, most: int | None, skip_bad_rows: bool
+) -> tuple[list[Encoded], list[Encoded], str]:
+    """(examples for early stopping, examples to score, what the latter are)."""
+    validation = encode_split(opened, "validation", tokenizer, most, skip_bad_rows)
+    if "test" in opened.roles:
+        return validation, encode_split(opened, "test", tokenizer, None, skip_bad_rows), "test"
+    if len(validation) < 2:
+        raise InputError(f"{opened.split('validation').place}: too few rows to stop early on some and score others")
+    return validation[::2], validation[1::2], "validation, the half not used for early stopping"

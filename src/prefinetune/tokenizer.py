@@ -1,0 +1,147 @@
+"""Texts to token ids in batches, by the fast tokenizer's own threads; the three ways families cut what is too long."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prefinetune.errors import InputError
+
+LONGEST = 512  # tokens, where a model states no limit of its own or a larger one; a setting overrides it
+
+
+@dataclass(slots=True)
+class Window:
+    """One window over a (question, context) pair."""
+
+    ids: np.ndarray
+    first: int  # leading tokens of type 0
+    offsets: np.ndarray  # [l, 2] characters of the context under each token, -1 on all others
+    cut: bool  # whether the context has more windows
+
+
+class Tokenizer:
+    """A Transformers tokenizer with a maximum length in tokens.
+
+    Raises:
+        InputError: it is not a fast tokenizer, or lacks a padding token.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, token_types: bool = True) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError(f"{type(tokenizer).__name__} has no fast tokenizer (a tokenizer.json); save one beside the model")
+        if tokenizer.pad_token_id is None:
+            raise InputError("the tokenizer has no padding token; set pad_token in its tokenizer_config.json")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.token_types = token_types and "token_type_ids" in tokenizer.model_input_names
+        self.pad_id: int = tokenizer.pad_token_id
+        self.mask_id: int | None = tokenizer.mask_token_id
+        self.vocab_size = len(tokenizer)
+        self.special_ids = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
+        self._truncating = self._copy(strategy="longest_first", stride=0)
+        self._windowing = self._copy(strategy="only_second", stride=max_length // 4)
+        self._plain = self._copy(strategy=None, stride=0)
+
+    def _copy(self, strategy: str | None, stride: int) -> Any:
+        from tokenizers import Tokenizer as Backend
+
+        copy = Backend.from_str(self.tokenizer.backend_tokenizer.to_str())
+        copy.no_padding()
+        copy.no_truncation()
+        if strategy:
+            copy.enable_truncation(self.max_length, stride=stride, strategy=strategy)
+        return copy
+
+    @property
+    def digest(self) -> str:
+        parts = f"{self.tokenizer.backend_tokenizer.to_str()} {self.max_length} {self.token_types}"
+        return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+    def _first(self, encoding: Any) -> int:
+        return len(encoding.ids) - sum(encoding.type_ids) if self.token_types else len(encoding.ids)
+
+    def pairs(self, pairs: Sequence[tuple[str, str | None]]) -> list[tuple[np.ndarray, int, bool]]:
+        """(ids, leading tokens of type 0, whether text was cut) of each pair; the longer text of a pair is cut first."""
+        texts = [first if second is None else (first, second) for first, second in pairs]
+        encodings = self._truncating.encode_batch_fast(texts)
+        encoded = []
+        for encoding in encodings:
+            ids = np.array(encoding.ids, dtype=np.int32)
+            first = len(ids) - sum(encoding.type_ids) if self.token_types else len(ids)
+            encoded.append((ids, first, len(ids) >= self.max_length and bool(encoding.overflowing)))
+        return encoded
+
+    def windows(self, pairs: Sequence[tuple[str, str]]) -> list[list[Window]]:
+        """All windows over each (question, context): the question whole in every one, contexts overlapping by a quarter of the
+        maximum length. A question longer than half of it is cut to that."""
+        cut = [(self._shortened(question), context) for question, context in pairs]
+        return [
+            [self._window(part, bool(encoding.overflowing)) for part in (encoding, *encoding.overflowing)]
+            for encoding in self._windowing.encode_batch(cut)
+        ]
+
+    def _window(self, encoding: Any, cut: bool) -> Window:
+        in_context = np.array([part == 1 for part in encoding.sequence_ids])
+        offsets = np.where(in_context[:, None], np.array(encoding.offsets, dtype=np.int32), -1)
+        return Window(np.array(encoding.ids, dtype=np.int32), self._first(encoding), offsets, cut)
+
+    def _shortened(self, question: str) -> str:
+        most = self.max_length // 2
+        if len(question) <= most:
+            return question
+        encoding = self._plain.encode(question, add_special_tokens=False)
+        return question if len(encoding.ids) <= most else question[: encoding.offsets[most - 1][1]]
+
+    def pieces(self, texts: Sequence[str]) -> list[list[np.ndarray]]:
+        """Each text cut into as many sequences as it needs; a last piece of fewer than 8 tokens is dropped."""
+        found = []
+        for encoding in self._truncating.encode_batch_fast(list(texts)):
+            parts = [np.array(part.ids, dtype=np.int32) for part in (encoding, *encoding.overflowing)]
+            found.append(parts[:1] + [part for part in parts[1:] if len(part) >= 8])
+        return found
+
+
+def load_tokenizer(name_or_folder: str, max_length: int | None = None, config: Any = None) -> Tokenizer:
+    """The tokenizer of a model, cut to what the model takes.
+
+    Raises:
+        InputError: there is none, or `max_length` is more than the model takes.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+    except Exception as error:  # one message for the many ways in which loading fails
+        raise InputError(
+            f"model {name_or_folder!r}: no tokenizer could be loaded ({str(error).strip().splitlines()[0][:200]}); "
+            "expected tokenizer.json (or vocabulary files) beside the model"
+        ) from error
+    return Tokenizer(tokenizer, usable_length(tokenizer, config, max_length), getattr(config, "type_vocab_size", 2) > 1)
+
+
+def usable_length(tokenizer: Any, config: Any, max_length: int | None) -> int:
+    """Tokens per sequence: the model's limit, at most LONGEST unless `max_length` says otherwise."""
+    positions = getattr(config, "max_position_embeddings", None) or 10**9
+    if getattr(config, "model_type", "") in (
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "longformer",
+        "mpnet",
+        "data2vec-text",
+    ):
+        positions -= (config.pad_token_id or 0) + 1  # positions count from pad + 1 in these
+    if getattr(config, "position_biased_input", True) is False and getattr(config, "relative_attention", False):
+        positions = 10**9  # DeBERTa: relative positions only
+    limit = min(positions, tokenizer.model_max_length)
+    if max_length is not None and max_length > limit:
+        raise InputError(f"data.max_length: {max_length} is more than the model takes; at most {limit}")
+    if max_length is not None and max_length < 16:
+        raise InputError(f"data.max_length: {max_length} is too short; at least 16")
+    return max_length if max_length is not None else min(limit, LONGEST)
