@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Task:
     source: Source
     family: Family
     splits: Mapping[str, str] = field(default_factory=dict)
-    tags: frozenset[str] = frozenset()
+    tags: Collection[str] = frozenset()
     license: str = "unknown"
     cite: str = ""
     evaluation_only: bool = False
@@ -80,7 +80,7 @@ class Suite:
             if task.name == name:
                 return task
         names = [task.name for task in self.tasks]
-        raise InputError(f"no task {name!r} in suite {self.name!r}{nearest(name, names)}; it has {listing(names)}")
+        raise InputError(f"no task {name!r} in {self.name!r}{nearest(name, names)}; it has {listing(names)}")
 
     def select(self, *patterns: str) -> Suite:
         """The tasks whose name, family or one of whose tags is, or matches (`glue/*`), one of the patterns."""

@@ -6,6 +6,7 @@ from typing import Any
 from prefinetune.catalog.record import record
 from prefinetune.families import Choice, Classification
 from prefinetune.sources import Hub
+from prefinetune.task import Task
 
 
 def against_common_sense(row: Mapping[str, Any]) -> str:
@@ -21,7 +22,7 @@ def trait(row: Mapping[str, Any]) -> str:
     return row["scenario"].partition(" [SEP] ")[2]
 
 
-def ethics(config: str, family: Classification, hub: Hub | None = None, note: str = ""):
+def ethics(config: str, family: Classification, hub: Hub | None = None, note: str = "") -> Task:
     return record(
         f"ethics/{config}", hub or Hub("hendrycks/ethics", config), family,
         "ethics", license="MIT (source repo)", cite="Hendrycks et al. 2021, arXiv 2008.02275", note=note,
@@ -53,7 +54,7 @@ TASKS = [
     record("com_ve/explanation", Hub(None), Choice("FalseSent", ("OptionA", "OptionB", "OptionC")),
            "commonsense", license="CC BY-SA 4.0", cite="Wang et al. 2020, arXiv 2007.00236"),
     record("cosmos_qa/resplit", Hub("allenai/cosmos_qa"),
-           Choice(("context", "question"), ("answer0", "answer1", "answer2", "answer3")),
+           Choice(("question", "context"), ("answer0", "answer1", "answer2", "answer3")),
            "commonsense reading", cite="Huang et al. 2019, arXiv 1909.00277",
            note="mirror: official validation rows, split again by context"),
     ethics("deontology", Classification("scenario", "excuse", labels=("unreasonable", "reasonable"))),

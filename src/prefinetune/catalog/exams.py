@@ -1,11 +1,15 @@
-"""Exam questions with options: school science, mathematics, law school admission, logic."""
+"""Exam questions with options: school science, mathematics, law school admission, logic.
+
+As in reading.py a question stands before its passage, so that a cut takes the passage's end.
+"""
 
 from prefinetune.catalog.record import record
 from prefinetune.families import Choice
 from prefinetune.sources import Hub
+from prefinetune.task import Task
 
 
-def arc(config: str):
+def arc(config: str) -> Task:
     return record(
         f"ai2_arc/{config}", Hub("allenai/ai2_arc", config),
         Choice("question", "choices.text", label="answerKey", keys="choices.label"),
@@ -13,9 +17,9 @@ def arc(config: str):
     )  # fmt: skip
 
 
-def lsat(part: str, tags: str, note: str = ""):
+def lsat(part: str, tags: str, note: str = "") -> Task:
     return record(
-        f"lsat-{part}", Hub(f"tasksource/lsat-{part.partition('/')[0]}"), Choice(("context", "question"), "answers"),
+        f"lsat-{part}", Hub(f"tasksource/lsat-{part.partition('/')[0]}"), Choice(("question", "context"), "answers"),
         tags, license="MIT (repository)", cite="Wang et al. 2022, arXiv 2108.00648", note=note,
     )  # fmt: skip
 
@@ -34,7 +38,7 @@ TASKS = [
            "mathematics exam", license="Apache-2.0", cite="Ling et al. 2017, arXiv 1705.04146", evaluation_only=True,
            note="the mirror has validation and test rows only"),
     record("logiqa/resplit", Hub("lucasmccabe/logiqa"),
-           Choice(("context", "query"), "options", label="correct_option"),
+           Choice(("query", "context"), "options", label="correct_option"),
            "logic exam", cite="Liu et al. 2020, arXiv 2007.08124",
            note="mirror: training rows are the official test split"),
     lsat("ar", "logic exam"),

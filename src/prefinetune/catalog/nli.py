@@ -3,11 +3,12 @@
 from prefinetune.catalog.record import record
 from prefinetune.families import Classification
 from prefinetune.sources import Hub
+from prefinetune.task import Task
 
 NLI = ("entailment", "neutral", "contradiction")
 
 
-def recast(config: str):
+def recast(config: str) -> Task:
     return record(
         f"recast/{config}", Hub("tasksource/recast", f"recast_{config}"),
         Classification("context", "hypothesis", labels=("not-entailed", "entailed")),

@@ -1,4 +1,7 @@
-"""Reading with options or verdicts: the answer is chosen or judged, not pointed at (for that see spans.py)."""
+"""Reading with options or verdicts: the answer is chosen or judged, not pointed at (for that see spans.py).
+
+Where question and passage are one text the question comes first, since a text that is too long is cut at its end.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,16 +9,21 @@ from typing import Any
 from prefinetune.catalog.record import record
 from prefinetune.families import Choice, Classification
 from prefinetune.sources import Hub
+from prefinetune.task import Task
 
 
 def dialogue(row: Mapping[str, Any]) -> str:
     return "\n".join(row["dialogue"])
 
 
-def mctest(config: str):
+def verdict(row: Mapping[str, Any]) -> Any:
+    return row["label"] if row["answer"].strip() else "no answer"
+
+
+def mctest(config: str) -> Task:
     return record(
         f"mctest/{config}", Hub("sagnikrayc/mctest", config),
-        Choice(("story", "question"), tuple(f"answer_options.{key}" for key in "ABCD"), label="answer"),
+        Choice(("question", "story"), tuple(f"answer_options.{key}" for key in "ABCD"), label="answer"),
         "reading", license="Microsoft Research license (LICENSE.pdf)", cite="Richardson et al. 2013, D13-1020",
     )  # fmt: skip
 
@@ -23,20 +31,21 @@ def mctest(config: str):
 # fmt: off
 TASKS = [
     record("super_glue/multirc", Hub("aps/super_glue", "multirc"),
-           Classification("paragraph", ("question", "answer"), labels=("False", "True"), skip=(-1,)),
+           Classification("paragraph", ("question", "answer"), label=verdict, labels=("False", "True"),
+                          skip=(-1, "no answer")),
            "reading superglue", cite="Khashabi et al. 2018, N18-1023",
-           note="one row per answer; several answers of a question may be right"),
+           note="one row per answer, several of a question may be right; two training rows have no answer text"),
     record("pubmed_qa/pqa_labeled-resplit", Hub(None),
            Classification("question", "context", label="final_decision", labels=("yes", "no", "maybe")),
            "reading medical", license="unknown (repository: Apache-2.0)", cite="Jin et al. 2019, arXiv 1909.06146",
            note="form of its own (from qiaojin/PubMedQA: contexts joined), split again"),
-    record("dream", Hub("dataset-org/dream"), Choice((dialogue, "question"), "choice", label="answer", keys="choice"),
+    record("dream", Hub("dataset-org/dream"), Choice(("question", dialogue), "choice", label="answer", keys="choice"),
            "reading dialogue", license="non-commercial research only (license.txt)",
            cite="Sun et al. 2019, arXiv 1902.00164"),
     record("mutual", Hub("tasksource/mutual"), Choice("article", "options", label="answers"),
            "dialogue logic", cite="Cui et al. 2020, arXiv 2004.04494", note="which turn comes next"),
     record("quail/resplit", Hub("textmachinelab/quail", "quail"),
-           Choice(("context", "question"), "answers", label="correct_answer_id"),
+           Choice(("question", "context"), "answers", label="correct_answer_id"),
            "reading", license="CC BY-NC-SA 4.0", cite="Rogers et al. 2020",
            note="mirror: official validation rows, split again by context; test is the official challenge split"),
     mctest("mc160"),

@@ -3,9 +3,10 @@
 from prefinetune.catalog.record import record
 from prefinetune.families import Classification
 from prefinetune.sources import Hub
+from prefinetune.task import Task
 
 
-def absa(domain: str, cite: str):
+def absa(domain: str, cite: str) -> Task:
     return record(
         f"absa/{domain}", Hub(None), Classification("text", "aspect", labels=("negative", "neutral", "positive")),
         "sentiment aspect", license="MIT (source repo); data set licence unknown", cite=cite,

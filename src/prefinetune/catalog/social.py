@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prefinetune.catalog.record import record
+from prefinetune.catalog.record import record, words
 from prefinetune.families import Classification
 from prefinetune.sources import Hub
+from prefinetune.task import Task
 
-EMOJI = tuple("❤ 😍 😂 💕 🔥 😊 😎 ✨ 💙 😘 📷 🇺🇸 ☀ 💜 😉 💯 😁 🎄 📸 😜".split())
+EMOJI = words("❤ 😍 😂 💕 🔥 😊 😎 ✨ 💙 😘 📷 🇺🇸 ☀ 💜 😉 💯 😁 🎄 📸 😜")
 
 
-def tweet_eval(config: str, tags: str, labels: tuple[str, ...]):
+def tweet_eval(config: str, tags: str, labels: tuple[str, ...]) -> Task:
     return record(
         f"tweet_eval/{config}", Hub("cardiffnlp/tweet_eval", config), Classification("text", labels=labels),
         f"{tags} tweets tweeteval", cite="Barbieri et al. 2020, arXiv 2010.12421",
@@ -18,7 +19,7 @@ def tweet_eval(config: str, tags: str, labels: tuple[str, ...]):
     )  # fmt: skip
 
 
-def stance(target: str):
+def stance(target: str) -> Task:
     return tweet_eval(f"stance_{target}", "stance", ("none", "against", "favor"))
 
 

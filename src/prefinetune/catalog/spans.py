@@ -3,20 +3,21 @@
 from prefinetune.catalog.record import record
 from prefinetune.families import Span
 from prefinetune.sources import Hub
+from prefinetune.task import Task
 
 
-def squad_form(name: str, hub: Hub, tags: str = "reading", **more: str):
+def squad_form(name: str, hub: Hub, tags: str = "reading", **more: str) -> Task:
     return record(name, hub, Span("question", "context"), tags, **more)
 
 
-def squadshifts(config: str):
+def squadshifts(config: str) -> Task:
     return squad_form(
         f"squadshifts/{config}-resplit", Hub("ludwigschmidt/squadshifts", config),
         cite="Miller et al. 2020, arXiv 2004.14444", note="mirror: official test rows, split again by context",
     )  # fmt: skip
 
 
-def subjqa(config: str):
+def subjqa(config: str) -> Task:
     return squad_form(
         f"subjqa/{config}", Hub("megagonlabs/subjqa", config), "reading reviews",
         license="as the underlying review data sets (README)", cite="Bjerva et al. 2020, arXiv 2004.14283",

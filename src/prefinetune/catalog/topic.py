@@ -1,14 +1,15 @@
 """Topic and kind of a text: news, newsgroups, spam, clickbait, truthfulness."""
 
-from prefinetune.catalog.record import record
+from prefinetune.catalog.record import record, words
 from prefinetune.families import Classification
 from prefinetune.sources import Hub
 
-NEWSGROUPS = tuple("""
-    alt.atheism comp.graphics comp.os.ms-windows.misc comp.sys.ibm.pc.hardware comp.sys.mac.hardware comp.windows.x misc.forsale
-    rec.autos rec.motorcycles rec.sport.baseball rec.sport.hockey sci.crypt sci.electronics sci.med sci.space
-    soc.religion.christian talk.politics.guns talk.politics.mideast talk.politics.misc talk.religion.misc
-""".split())  # fmt: skip
+NEWSGROUPS = words("""
+    alt.atheism comp.graphics comp.os.ms-windows.misc comp.sys.ibm.pc.hardware comp.sys.mac.hardware
+    comp.windows.x misc.forsale rec.autos rec.motorcycles rec.sport.baseball rec.sport.hockey sci.crypt
+    sci.electronics sci.med sci.space soc.religion.christian talk.politics.guns talk.politics.mideast
+    talk.politics.misc talk.religion.misc
+""")
 
 # fmt: off
 TASKS = [

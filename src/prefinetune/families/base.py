@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -82,7 +82,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Family:
-    """Base of all families. Subclasses state their fields and override what differs."""
+    """Base of all families. Subclasses state their fields and override what differs.
+
+    `skip` lists label values that mean "no label": such rows are left out and counted.
+    """
+
+    skip: tuple[Any, ...] = field(default=(), kw_only=True)
 
     kind: ClassVar[str] = ""  # the family's name in YAML, results and logs
     shared_head: ClassVar[bool] = False  # one head for the whole family (MUPPET 3.1: choice and span), or one per task
@@ -112,8 +117,8 @@ class Family:
         return self
 
     def skips(self, row: Mapping[str, Any]) -> bool:
-        """Whether the record declares this row as one without a label, to be left out and counted."""
-        return False
+        """Whether the record declares this row as one without a label."""
+        return bool(self.skip) and read(row, self.label) in self.skip  # noqa: B009: only some families have one
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """Adapt one row. Raises FieldError naming the field, the value and what is accepted."""
@@ -239,7 +244,10 @@ def read(row: Mapping[str, Any], where: Field) -> Any:
         FieldError: the row has no such column, or the path ends early.
     """
     if callable(where):
-        return where(row)
+        try:
+            return where(row)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise FieldError(where, dict(row), f"a row that this function can read ({type(error).__name__}: {error})") from error
     if isinstance(where, str) and where in row:  # also a column whose own name holds a dot
         return row[where]
     if isinstance(where, tuple):
@@ -275,6 +283,12 @@ def read_text(row: Mapping[str, Any], where: Field) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise FieldError(where, value, "a text that is not empty (this one is missing)")
     raise FieldError(where, value, f"a text, not {type(value).__name__}")
+
+
+def only_columns(rows: Dataset, columns: list[str], where: tuple[Field, ...]) -> Dataset:
+    """Rows with fewer columns to decode, where no function may need the others."""
+    names = [part for item in where for part in (item if isinstance(item, tuple) else (item,))]
+    return rows.select_columns(columns) if all(isinstance(name, str) for name in names) else rows
 
 
 def check_fields(**parts: Any) -> None:

@@ -19,7 +19,6 @@ from prefinetune.families.base import (
     Field,
     Segment,
     check_fields,
-    field_name,
     read,
     read_text,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prefinetune.errors import InputError
-from prefinetune.families.base import Encoded, Example, Family, Field, Segment, check_fields, read, read_text
+from prefinetune.families.base import Encoded, Example, Family, Field, Segment, check_fields, only_columns, read, read_text
 from prefinetune.families.labels import check_labels, label_index, labels_in
 
 if TYPE_CHECKING:
@@ -21,16 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classification(Family):
-    """Fields `text`, optional `pair`, `label`; `labels` in the order of their indices (read from the data when left out).
-
-    `skip` lists label values that mean "no label": such rows are left out and counted.
-    """
+    """Fields `text`, optional `pair`, `label`; `labels` in the order of their indices (read from the data when left out)."""
 
     text: Field
     pair: Field | None = None
     label: Field = "label"
     labels: tuple[str, ...] | None = None
-    skip: tuple[Any, ...] = ()
 
     kind: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
@@ -51,12 +47,9 @@ class Classification(Family):
         elif names:
             family = replace(self, labels=tuple(names))
         else:
-            values = (read(row, self.label) for row in rows.select_columns(self.columns()) if not self.skips(row))
+            values = (read(row, self.label) for row in only_columns(rows, self.columns(), self.fields()) if not self.skips(row))
             family = replace(self, labels=labels_in(values, self.label, place))
         return family
-
-    def skips(self, row: Mapping[str, Any]) -> bool:
-        return bool(self.skip) and read(row, self.label) in self.skip
 
     def example(self, row: Mapping[str, Any]) -> Example:
         pair = None if self.pair is None else read_text(row, self.pair)

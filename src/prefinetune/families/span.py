@@ -20,7 +20,6 @@ from prefinetune.families.base import (
     Field,
     Segment,
     check_fields,
-    field_name,
     read,
     read_text,
 )

@@ -1,0 +1,77 @@
+"""What the tests share: a tiny model with its tokenizer, a small suite of all families, and a cache that is thrown away."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub client
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import random
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import microworld
+from prefinetune.families import Denoising, Regression
+from prefinetune.sources import Rows
+from prefinetune.task import Suite, Task
+
+# The same cases in every run, and no time limit per case: machines differ.
+hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A folder with a RoBERTa of 2 layers x 32 without dropout, and the micro-world's tokenizer (one token per word)."""
+    import torch
+    import transformers
+
+    config = microworld.model_config()
+    config.update({"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64})
+    folder = tmp_path_factory.mktemp("tiny") / "roberta"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    microworld.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def world_suite() -> Suite:
+    """Seven tasks of 48 training and 16 validation rows: one label, a pair, a span, two choices, a number, raw text."""
+    names = ("subject-category", "larger-subject", "find-large", "choose-large", "fill-verb")
+    suite = microworld.world(0, rows_per_task=48, validation_rows=16).select(*(f"micro/{name}" for name in names))
+    world, rng = microworld.World(0), random.Random(0)
+    sentences = world.sentences(rng)
+
+    def rows(count: int) -> list[dict]:
+        found = [next(sentences) for _ in range(count)]
+        return [{"text": s.text, "score": 1.0 + sum(v == "good" for v in (s.adjective.polarity, s.outcome))} for s in found]
+
+    tables = {"train": rows(48), "validation": rows(16)}
+    return Suite(
+        "small",
+        (
+            *suite.tasks,
+            Task("micro/goodness", Rows(tables, name="micro/goodness"), Regression("text", label="score", low=0, high=4)),
+            Task("micro/text", Rows(tables, name="micro/text"), Denoising("text")),
+        ),
+    )
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """A folder for token stores; also the default one while the test runs."""
+    monkeypatch.setenv("PREFINETUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """A mirror of hub datasets, DATA_ROOT/SLUG/SPLIT.parquet."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("PREFINETUNE_DATA_ROOT") or beside)
+    if not folder.is_dir():
+        pytest.skip("no mirror of datasets: PREFINETUNE_DATA_ROOT is not set, and ../shared/data is not there")
+    return folder

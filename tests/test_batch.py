@@ -1,0 +1,151 @@
+"""Micro-batches: every example in exactly one, none over the budget, at the least cost, and padded as a naive loop would."""
+
+from functools import cache as remembered
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefinetune.batch import MICRO_BATCH_COST, Drawn, lay_out, make_batch, micro_batches
+from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
+from prefinetune.objective import example_weights
+
+PAD = 77  # not 0, so that nothing is right by luck
+
+shapes = st.lists(st.tuples(st.integers(1, 200), st.integers(1, 5)), min_size=1, max_size=40)  # (tokens, rows) per example
+
+
+def tokens_of(piece, lengths, rows):
+    """A micro-batch's tokens with padding."""
+    return max(lengths[i] for i in piece) * sum(rows[i] for i in piece)
+
+
+def cost_of(pieces, lengths, rows):
+    return sum(tokens_of(piece, lengths, rows) + MICRO_BATCH_COST for piece in pieces)
+
+
+def least_cost(lengths, rows, budget):
+    """The cheapest cut of the examples, longest first, by trying all of them."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+    @remembered
+    def from_(start):
+        if start == len(order):
+            return 0
+        pieces = [order[start:end] for end in range(start + 1, len(order) + 1)]
+        fitting = [one for one in pieces if len(one) == 1 or tokens_of(one, lengths, rows) <= budget]
+        return min(cost_of([one], lengths, rows) + from_(start + len(one)) for one in fitting)
+
+    return from_(0)
+
+
+@given(shapes, st.integers(1, 3000))
+def test_every_example_is_in_exactly_one_micro_batch_and_only_a_lone_one_exceeds_the_budget(shapes, budget):
+    lengths, rows = zip(*shapes, strict=True)
+    pieces = lay_out(lengths, rows, budget)
+    assert sorted(np.concatenate(pieces).tolist()) == list(range(len(lengths)))
+    assert all(len(piece) == 1 or tokens_of(piece, lengths, rows) <= budget for piece in pieces)
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 4)), min_size=1, max_size=12), st.integers(1, 2500))
+def test_no_cut_of_the_sorted_examples_costs_less(shapes, budget):
+    lengths, rows = zip(*shapes, strict=True)
+    assert cost_of(lay_out(lengths, rows, budget), lengths, rows) == least_cost(lengths, rows, budget)
+
+
+def test_padding_stays_small_where_lengths_vary():
+    lengths = np.random.default_rng(0).integers(8, 128, 400)
+    pieces = lay_out(lengths, [1] * 400, 4096)
+    assert lengths.sum() / (cost_of(pieces, lengths, [1] * 400) - MICRO_BATCH_COST * len(pieces)) > 0.9
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_weights_of_an_update_sum_to_one_and_sub_batches_weigh_the_same(sizes):
+    weights = example_weights(sizes)
+    assert sum(weight * size for weight, size in zip(weights, sizes, strict=True)) == pytest.approx(1)
+    assert [weight * size for weight, size in zip(weights, sizes, strict=True)] == pytest.approx([1 / len(sizes)] * len(sizes))
+
+
+# ---- the tensors of a micro-batch
+
+FAMILIES = {
+    "topic": Classification("text", labels=("a", "b", "c")),
+    "story": Choice("text", "options"),
+    "likeness": Regression("text", low=0, high=1),
+    "reading": Span("question", "context"),
+    "words": Denoising("text"),
+}
+
+
+def drawn_examples(generator, count=25):
+    """Examples of all families with random tokens, lengths and numbers of rows, their tasks in any order."""
+    for source in range(count):
+        task = str(generator.choice(list(FAMILIES)))
+        rows = int(generator.integers(2, 5)) if task == "story" else 1
+        sequences = [generator.integers(100, 200, generator.integers(4, 40)) for _ in range(rows)]
+        first = [int(generator.integers(1, len(sequence) + 1)) for sequence in sequences]
+        target = {
+            "topic": np.array([source % 3]),
+            "story": np.array([rows - 1]),
+            "likeness": np.array([source / count], dtype=np.float32),
+            "reading": np.array([1, 3]),
+            "words": np.concatenate([np.arange(1 + source % 3), 50 + np.arange(1 + source % 3)]),
+        }[task]
+        yield Drawn(Encoded(sequences, first, target, source), task, FAMILIES[task], float(generator.random()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_micro_batch_is_its_sequences_padded_at_the_end_with_each_task_in_one_segment(seed):
+    drawn = list(drawn_examples(np.random.default_rng(seed)))
+    batch = make_batch(drawn, PAD, token_types=True)
+    longest = max(one.example.length for one in drawn)
+    assert sorted(segment.task for segment in batch.segments) == sorted({one.task for one in drawn})
+    assert batch.ids.shape == batch.mask.shape == batch.token_types.shape
+    assert sorted(torch.cat([segment.rows for segment in batch.segments]).tolist()) == list(range(len(batch.ids)))
+    for segment in batch.segments:
+        mine = [one for one in drawn if one.task == segment.task]
+        assert segment.family is FAMILIES[segment.task]
+        assert [example.source for example in segment.examples] == [one.example.source for one in mine]
+        assert segment.sizes.tolist() == [len(one.example.sequences) for one in mine]
+        assert segment.weights.tolist() == pytest.approx([one.weight for one in mine])
+        expected = [(ids, first) for one in mine for ids, first in zip(one.example.sequences, one.example.first, strict=True)]
+        assert segment.lengths.tolist() == [len(ids) for ids, _ in expected]
+        for row, (ids, first) in zip(segment.rows.tolist(), expected, strict=True):
+            padding = longest - len(ids)
+            assert batch.ids[row].tolist() == [*ids.tolist(), *[PAD] * padding]
+            assert batch.mask[row].tolist() == [1] * len(ids) + [0] * padding
+            assert batch.token_types[row].tolist() == [0] * first + [1] * (len(ids) - first) + [0] * padding
+    assert batch.tokens == sum(one.example.tokens for one in drawn) == int(batch.mask.sum())
+
+
+def test_targets_come_in_the_form_of_their_family():
+    drawn = list(drawn_examples(np.random.default_rng(0), 40))
+    targets = {segment.task: segment.targets for segment in make_batch(drawn, PAD, token_types=False).segments}
+    of = {task: [one.example.target for one in drawn if one.task == task] for task in FAMILIES}
+    assert targets["topic"].tolist() == [int(one[0]) for one in of["topic"]]
+    assert targets["story"].tolist() == [int(one[0]) for one in of["story"]]
+    assert targets["likeness"].tolist() == [float(one[0]) for one in of["likeness"]]
+    assert targets["reading"].tolist() == [[1, 3]] * len(of["reading"])
+    expected = [(e, int(place), int(true)) for e, one in enumerate(of["words"]) for place, true in one.reshape(2, -1).T]
+    assert targets["words"].T.tolist() == [list(one) for one in expected]
+
+
+def test_a_model_without_token_types_is_given_none():
+    assert make_batch(list(drawn_examples(np.random.default_rng(0))), PAD, token_types=False).token_types is None
+
+
+def test_an_update_keeps_every_example_and_its_weight_however_it_is_cut():
+    drawn = list(drawn_examples(np.random.default_rng(1), 60))
+    for budget in (1, 100, 500, 100_000):
+        batches = micro_batches(drawn, budget, PAD, token_types=False)
+        found = sorted(
+            (example.source, weight)
+            for batch in batches
+            for segment in batch.segments
+            for example, weight in zip(segment.examples, segment.weights.tolist(), strict=True)
+        )
+        expected = sorted((one.example.source, one.weight) for one in drawn)
+        assert [source for source, _ in found] == [source for source, _ in expected]
+        assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])

@@ -1,0 +1,252 @@
+"""The records that ship with us: well formed, and true to the rows they describe where a mirror of the data is at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefinetune.catalog import catalog
+from prefinetune.errors import FieldError
+from prefinetune.families import FAMILIES
+from prefinetune.sources import Hub
+from prefinetune.task import Task
+
+MIRROR = Path(os.environ.get("PREFINETUNE_DATA_ROOT") or Path(__file__).parents[2] / "shared" / "data")
+SPLITS = ("train", "validation", "test")
+LATER = {"go_emotions-simplified"}  # multi-label
+KNOWN_BAD = {  # (task, split) -> rows in which the text of the right option is also that of a wrong one
+    ("social_i_qa/resplit", "validation"): {145},
+    ("com_ve/validation", "train"): {4074, 4120, 4312, 6394, 7696},
+    ("com_ve/explanation", "train"): {1947},
+    ("mmlu/all", "validation"): {802},
+    ("mmlu/all", "test"): {1924},
+    ("logiqa/resplit", "validation"): {160, 201, 555},
+    ("mutual", "train"): {1461, 4912, 5489},
+    ("mutual", "validation"): {375},
+}
+SKIPPED = {("hate_speech18", "train"): 73, ("super_glue/multirc", "train"): 2}  # rows that a record leaves out
+UNSEEN_LABELS = {"atis/intent": 5}  # how many labels do not occur in training rows; the note says so
+
+# The right option as the row itself names it, found by another road than the record's.
+RIGHT_OPTION = {
+    "ai2_arc/ARC-Challenge": lambda row: row["choices"]["text"]["ABCDE".index(row["answerKey"])],
+    "ai2_arc/ARC-Easy": lambda row: row["choices"]["text"]["ABCDE".index(row["answerKey"])],
+    "openbookqa/main": lambda row: row["choices"]["text"]["ABCD".index(row["answerKey"])],
+    "aqua_rat/raw": lambda row: next(option for option in row["options"] if option.startswith(row["correct"] + ")")),
+    "dream": lambda row: row["answer"],
+    "mctest/mc160": lambda row: row["answer_options"][row["answer"]],
+    "mctest/mc500": lambda row: row["answer_options"][row["answer"]],
+    "com_ve/explanation": lambda row: row["Option" + row["label"]],
+    "com_ve/validation": lambda row: row[f"sent{row['label']}"],
+    "cosmos_qa/resplit": lambda row: row[f"answer{row['label']}"],
+    "e_care": lambda row: row[f"choice{row['label'] + 1}"],
+    "mutual": lambda row: row["options"]["ABCD".index(row["answers"])],
+    "piqa/resplit": lambda row: row[f"sol{row['label'] + 1}"],
+    "social_i_qa/resplit": lambda row: row["answer" + " ABC"[int(row["label"])]],
+    "winogrande/winogrande_xl-resplit": lambda row: row["option" + row["answer"]],
+    "hellaswag/resplit": lambda row: row["endings"][int(row["label"])],
+    "logiqa/resplit": lambda row: row["options"][row["correct_option"]],
+    "lsat-ar": lambda row: row["answers"][row["label"]],
+    "lsat-lr/resplit": lambda row: row["answers"][row["label"]],
+    "lsat-rc/resplit": lambda row: row["answers"][row["label"]],
+    "mmlu/all": lambda row: row["choices"][row["answer"]],
+    "quail/resplit": lambda row: row["answers"][row["correct_answer_id"]],
+}
+COUNTS = {  # the votes behind a label of hate_speech_offensive
+    "hate speech": "hate_speech_count",
+    "offensive language": "offensive_language_count",
+    "neither": "neither_count",
+}
+
+
+# ---- offline
+
+
+def test_names_and_slugs_are_unique():
+    assert len({task.name for task in catalog()}) == len(catalog())
+    assert len({task.slug for task in catalog()}) == len(catalog())
+
+
+@pytest.mark.parametrize("task", catalog().tasks, ids=lambda task: task.name)
+def test_a_record_is_well_formed(task: Task):
+    assert FAMILIES[task.family.kind] is type(task.family)
+    assert isinstance(task.source, Hub)
+    assert task.source.id is None or re.fullmatch(r"[\w.-]+/[\w.-]+", task.source.id), "OWNER/NAME, the present form of hub names"
+    assert task.source.id is not None or task.source.config is None
+    assert task.family.fields()
+    assert task.tags
+    assert not task.tags & {*FAMILIES, "all"}, "a tag that is a family's name would select two different things"
+    assert all(tag == tag.lower() for tag in task.tags)
+    assert task.license.strip()
+    assert not (task.evaluation_only and "train" in task.splits)
+    for text in (task.note, task.cite):
+        assert text == text.strip().rstrip(".")
+
+
+@pytest.mark.parametrize("task", catalog().select("classification").tasks, ids=lambda task: task.name)
+def test_a_classification_record_declares_its_labels(task: Task):
+    labels = task.family.labels
+    assert len(labels) >= 2
+    assert len(set(labels)) == len(labels)
+    assert not set(labels) & set(task.family.skip)
+
+
+@pytest.mark.parametrize("task", catalog().select("regression").tasks, ids=lambda task: task.name)
+def test_a_regression_record_declares_its_range(task: Task):
+    assert task.family.low < task.family.high
+
+
+def test_columns_that_give_the_label_away_are_no_inputs():
+    assert catalog()["hate_speech_offensive"].family.columns() == ["tweet", "class"]
+    assert catalog()["liar"].family.columns() == ["statement", "label"]
+    assert not any("label_text" in task.family.columns() for task in catalog())
+
+
+def test_a_skipped_class_moves_no_other_class():
+    family = catalog()["hate_speech18"].family
+    assert family.skips({"text": "?", "label": 2})
+    assert family.name_target(family.example({"text": "he went on", "label": 3})) == "relation"
+
+
+def test_an_answer_without_text_is_left_out_and_not_judged():
+    family = catalog()["super_glue/multirc"].family
+    assert family.skips({"paragraph": "p", "question": "q", "answer": "", "label": 0})
+    assert family.skips({"paragraph": "p", "question": "q", "answer": "a", "label": -1})
+    assert not family.skips({"paragraph": "p", "question": "q", "answer": "a", "label": 0})
+
+
+def test_a_virtue_scenario_is_parted_from_its_trait():
+    family = catalog()["ethics/virtue"].family
+    example = family.example({"scenario": "Ann gave him half of it. [SEP] generous", "label": 1})
+    assert example.texts == (("Ann gave him half of it.", "generous"),)
+
+
+def test_a_question_stands_before_its_passage_where_a_cut_takes_the_end():
+    for name in ("dream", "mctest/mc160", "quail/resplit", "cosmos_qa/resplit", "lsat-ar", "lsat-rc/resplit"):
+        assert catalog()[name].family.text[0] == "question"
+
+
+def test_suites_are_chosen_by_tag():
+    assert {task.name for task in catalog().select("superglue")} == {"super_glue/multirc", "super_glue/wic", "super_glue/wsc"}
+    assert all(task.name.startswith("tweet_eval/") for task in catalog().select("tweeteval"))
+
+
+# ---- with the data
+
+with_mirror = pytest.mark.skipif(
+    not any(MIRROR.glob("manifest-*.jsonl")), reason="no mirror of the data (PREFINETUNE_DATA_ROOT or ../shared/data)"
+)
+
+
+def manifest() -> dict[str, dict[str, Any]]:
+    lines = [line for path in sorted(MIRROR.glob("manifest-*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {entry["slug"]: entry for entry in map(json.loads, lines)}
+
+
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=2000):
+        yield from batch.to_pylist()
+
+
+@with_mirror
+def test_the_mirror_and_the_catalog_hold_the_same_tasks():
+    fitting = {slug for slug, entry in manifest().items() if entry["family"] != "summarization"} - LATER
+    assert {task.slug for task in catalog()} == fitting
+
+
+@with_mirror
+def test_licences_are_the_publishers():
+    listed = manifest()
+    assert {task.name: task.license for task in catalog()} == {task.name: listed[task.slug]["license"] for task in catalog()}
+
+
+@with_mirror
+def test_no_hub_copy_is_named_where_none_is_known():
+    listed = manifest()
+    for task in catalog():
+        said = listed[task.slug]["hub_id"]
+        if said is None or "no canonical" in said:
+            assert task.source.id is None, f"{task.name}: the manifest says {said}"
+
+
+@with_mirror
+@pytest.mark.parametrize("task", catalog().tasks, ids=lambda task: task.name)
+def test_every_row_becomes_the_example_it_should_be(task: Task):
+    from datasets import Dataset
+
+    entry, problems, seen = manifest()[task.slug], [], set()
+    splits = [split for split in SPLITS if (MIRROR / task.slug / f"{split}.parquet").exists()]
+    assert task.evaluation_only == ("train" not in splits)
+    assert not task.splits, "in the mirror every role has its own name"
+    for split in splits:
+        path, known = MIRROR / task.slug / f"{split}.parquet", KNOWN_BAD.get((task.name, split), set())
+        first = next(rows_of(path))
+        assert set(task.family.columns()) <= set(first)
+        family = task.family.freeze(Dataset.from_list([first]), str(path))
+        bad, num_skipped = set(), 0
+        for number, row in enumerate(rows_of(path)):
+            if family.skips(row):
+                num_skipped += 1
+                continue
+            try:
+                example = family.example(row)
+                check(task, row, example, entry)
+            except (FieldError, AssertionError) as error:
+                bad.add(number)
+                if number not in known:
+                    problems.append(f"{split}, row {number}: {str(error).splitlines()[0]}")
+            else:
+                if split == splits[0] and task.family.kind == "classification":
+                    seen.add(family.name_target(example))
+        problems += [f"{split}, row {number} was expected to be bad" for number in known - bad]
+        assert num_skipped == SKIPPED.get((task.name, split), 0)
+    if task.family.kind == "classification":
+        missing = [label for label in task.family.labels if label not in seen]
+        if len(missing) != UNSEEN_LABELS.get(task.name, 0) or (missing and not task.note):
+            problems.append(f"labels that no training row has: {missing}")
+    assert not problems, f"{task.name}: {len(problems)} problems\n" + "\n".join(problems[:20])
+
+
+def check(task: Task, row: Mapping[str, Any], example: Any, entry: Mapping[str, Any]) -> None:
+    """The example against what the row, or the manifest, says in other words."""
+    assert all(first.strip() and (second is None or second.strip()) for first, second in example.texts), "an empty text"
+    {"classification": check_class, "regression": check_number, "choice": check_option, "span": check_span}[task.family.kind](
+        task, row, example, entry
+    )
+
+
+def check_class(task: Task, row: Mapping[str, Any], example: Any, entry: Mapping[str, Any]) -> None:
+    found, names = task.family.name_target(example), entry["label_names"]
+    value = row[entry.get("label_column") or ("label" if callable(task.family.label) else task.family.label)]
+    said = value if isinstance(value, str) else names[value]
+    assert found == said, f"label {value!r} is {said!r} in the manifest, {found!r} here"
+    assert row.get("label_text", found) == found, f"label {value!r} is {row['label_text']!r} in the row, {found!r} here"
+    if task.name == "hate_speech_offensive":
+        assert row[COUNTS[found]] == max(row[column] for column in COUNTS.values()), f"{found!r} has not the most votes"
+
+
+def check_number(task: Task, row: Mapping[str, Any], example: Any, entry: Mapping[str, Any]) -> None:
+    assert task.family.name_target(example) == pytest.approx(row[entry["label_column"]])
+
+
+def check_option(task: Task, row: Mapping[str, Any], example: Any, entry: Mapping[str, Any]) -> None:
+    found, said = task.family.name_target(example), RIGHT_OPTION[task.name](row)
+    assert found == said, f"the right option is {said!r}, not {found!r}"
+    times = [option for _, option in example.texts].count(said)
+    assert times == 1, f"the right option {said!r} stands there {times} times"
+
+
+def check_span(task: Task, row: Mapping[str, Any], example: Any, entry: Mapping[str, Any]) -> None:
+    context, answers = example.texts[0][1], row["answers"]["text"]
+    assert (example.target is None) == (not answers)
+    if answers:
+        start, end = example.target
+        assert context[start:end] == answers[0].strip(), f"the answer is {answers[0]!r}, not {context[start:end]!r}"
