@@ -141,9 +141,7 @@ def test_denoising_loss_is_the_mean_over_the_masked_tokens_of_each_example():
     each = np.array([-log_softmax(row)[word] for row, word in zip(logits, true, strict=True)])
     segment = segment_of(DENOISING, [owner, [0] * 6, true], sizes=[1, 1, 1])
     expected = [each[:3].mean(), each[3], each[4:].mean()]
-    np.testing.assert_allclose(
-        DENOISING.loss(torch.tensor(logits, dtype=torch.float32), segment).numpy(), expected, rtol=1e-5
-    )
+    np.testing.assert_allclose(DENOISING.loss(torch.tensor(logits, dtype=torch.float32), segment).numpy(), expected, rtol=1e-5)
 
 
 def test_regression_loss_is_twelve_squares_of_the_distance_as_a_share_of_the_range():

@@ -212,7 +212,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Pre-train, pre-finetune and compare a small model on tasks mined from the documentation of installed packages."""
-    from prefinetune.demo import run_demo
+    from prefinetune.demo.run import run_demo
     from prefinetune.display import Display
 
     result = run_demo(out, seed, Display())

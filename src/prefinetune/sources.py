@@ -10,7 +10,7 @@ import csv
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -388,14 +388,17 @@ def explain(path: Path, kind: str | None) -> None:
         try:
             with open_text(path) as file:
                 for number, line in enumerate(file, 1):
-                    if line.strip() and path.suffix != ".json":
-                        json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}: not valid JSON: {error.msg} at column {error.colno}: {line[:80]!r}"
-            ) from None
+                    if line.strip() and ".json" not in path.suffixes:
+                        check_json(line, f"{path}, line {number}")
         except UnicodeDecodeError:
             explain_encoding(path)
+
+
+def check_json(line: str, place: str) -> None:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not valid JSON: {error.msg} at column {error.colno}: {line[:80]!r}") from None
 
 
 def explain_encoding(path: Path) -> None:
@@ -432,11 +435,7 @@ def overlapping_rows(data_root: Path | None, slug: str) -> np.ndarray:
 def digest_rows(rows: Dataset) -> str:
     """Digest of all cells, read in pieces."""
     digest = hashlib.blake2b(repr(rows.features).encode(), digest_size=16)
-    for table in arrow_tables(rows):
-        for column in table.columns:
-            digest.update(repr(column.to_pylist()).encode())
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        for batch in table.combine_chunks().to_batches():
+            digest.update(batch.serialize())
     return digest.hexdigest()
-
-
-def arrow_tables(rows: Dataset) -> Iterable[Any]:
-    return rows.with_format("arrow").iter(batch_size=1000)

@@ -6,6 +6,7 @@ tokenizer's own threads while the next piece is being adapted.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -115,6 +116,7 @@ def build_store(
             shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    gc.freeze()  # millions of small objects follow: each full collection would else walk through all that torch has loaded
     try:
         manifest = write_store(building, opened, role, tokenizer, skip_bad_rows, progress)
         manifest["digest"] = digest
@@ -125,6 +127,7 @@ def build_store(
             if not (folder / "manifest.json").exists():
                 raise
     finally:
+        gc.unfreeze()
         shutil.rmtree(building, ignore_errors=True)
     return Store(folder, manifest)
 

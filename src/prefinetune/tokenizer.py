@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,6 @@ class Tokenizer:
         parts = f"{self.tokenizer.backend_tokenizer.to_str()} {self.max_length} {self.token_types}"
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
-    def _first(self, encoding: Any) -> int:
-        return len(encoding.ids) - sum(encoding.type_ids) if self.token_types else len(encoding.ids)
-
     def pairs(self, pairs: Sequence[tuple[str, str | None]]) -> list[tuple[np.ndarray, int, bool]]:
         """(ids, leading tokens of type 0, whether text was cut) of each pair; the longer text of a pair is cut first."""
         texts = [first if second is None else (first, second) for first, second in pairs]
@@ -72,30 +70,45 @@ class Tokenizer:
         encoded = []
         for encoding in encodings:
             ids = np.array(encoding.ids, dtype=np.int32)
-            first = len(ids) - sum(encoding.type_ids) if self.token_types else len(ids)
+            first = encoding.type_ids.count(0) if self.token_types else len(ids)
             encoded.append((ids, first, len(ids) >= self.max_length and bool(encoding.overflowing)))
         return encoded
 
     def windows(self, pairs: Sequence[tuple[str, str]]) -> list[list[Window]]:
         """All windows over each (question, context): the question whole in every one, contexts overlapping by a quarter of the
         maximum length. A question longer than half of it is cut to that."""
-        cut = [(self._shortened(question), context) for question, context in pairs]
-        return [
-            [self._window(part, bool(encoding.overflowing)) for part in (encoding, *encoding.overflowing)]
-            for encoding in self._windowing.encode_batch(cut)
-        ]
+        questions = self._shortened([question for question, _ in pairs])
+        contexts = [context for _, context in pairs]
+        encodings = self._windowing.encode_batch(list(zip(questions, contexts, strict=True)))
+        return [self._windows(encoding) for encoding in encodings]
 
-    def _window(self, encoding: Any, cut: bool) -> Window:
-        in_context = np.array([part == 1 for part in encoding.sequence_ids])
-        offsets = np.where(in_context[:, None], np.array(encoding.offsets, dtype=np.int32), -1)
-        return Window(np.array(encoding.ids, dtype=np.int32), self._first(encoding), offsets, cut)
+    def _windows(self, encoding: Any) -> list[Window]:
+        """What stands around the context, and so where it begins, is the same in all windows of a pair."""
+        parts = [encoding, *encoding.overflowing]
+        in_context = [part == 1 for part in encoding.sequence_ids]
+        before = in_context.index(True) if any(in_context) else len(in_context)
+        after = in_context[::-1].index(True) if any(in_context) else 0
+        first = encoding.type_ids.count(0) if self.token_types else None
+        windows = []
+        for part in parts:
+            ids = np.array(part.ids, dtype=np.int32)
+            offsets = np.full((len(ids), 2), -1, dtype=np.int32)
+            inside = part.offsets[before : len(ids) - after]
+            offsets[before : len(ids) - after] = np.fromiter(chain.from_iterable(inside), np.int32, 2 * len(inside)).reshape(
+                -1, 2
+            )
+            windows.append(Window(ids, len(ids) if first is None else first, offsets, len(parts) > 1))
+        return windows
 
-    def _shortened(self, question: str) -> str:
+    def _shortened(self, questions: Sequence[str]) -> list[str]:
         most = self.max_length // 2
-        if len(question) <= most:
-            return question
-        encoding = self._plain.encode(question, add_special_tokens=False)
-        return question if len(encoding.ids) <= most else question[: encoding.offsets[most - 1][1]]
+        shortened = list(questions)
+        long = [at for at, question in enumerate(questions) if len(question.encode()) > most]  # a token is a byte or more
+        encodings = self._plain.encode_batch([questions[at] for at in long], add_special_tokens=False)
+        for at, encoding in zip(long, encodings, strict=True):
+            if len(encoding.ids) > most:
+                shortened[at] = questions[at][: encoding.offsets[most - 1][1]]
+        return shortened
 
     def pieces(self, texts: Sequence[str]) -> list[list[np.ndarray]]:
         """Each text cut into as many sequences as it needs; a last piece of fewer than 8 tokens is dropped."""

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefinetune.batch import Batch, Drawn, micro_batches
+from prefinetune.batch import Batch, Drawn, micro_batch_cost, micro_batches
 from prefinetune.checkpoint import load_checkpoint, load_optimizer_state, save_checkpoint
 from prefinetune.config import Config, OptimizerSettings, TrainSettings, make_config
 from prefinetune.display import Display
 from prefinetune.errors import InputError
 from prefinetune.evaluate import mean_score, score_all
-from prefinetune.export import save_trunk_and_heads
+from prefinetune.export import load_head, save_trunk_and_heads
 from prefinetune.families import Encoded, Examples, Family
 from prefinetune.families.base import plain
 from prefinetune.mixture import Mixture, hash_key, shares
@@ -225,6 +225,7 @@ def fit(
     model.to(accelerator.device)
     mixture = make_mixture([len(task.store) for task in tasks], config)
     optimizer = make_optimizer(model, config.optimizer)
+    cost = micro_batch_cost(model.backbone)
     progress, best, scores = Progress(), None, {}
     if resume and folder and (checkpoint := load_checkpoint(folder.checkpoints)):
         model.load_unique_state(checkpoint.model)
@@ -248,7 +249,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
             drawn = draw(mixture, number, tasks, tokenizer)
-            batches = micro_batches(drawn, settings.token_budget, tokenizer.pad_id, tokenizer.token_types)
+            batches = micro_batches(drawn, settings.token_budget, tokenizer.pad_id, tokenizer.token_types, cost)
             report = update(model, optimizer, batches, config.optimizer.clip, accelerator)
             seconds = time.perf_counter() - started
             progress.add(report, seconds)
@@ -432,6 +433,8 @@ def train(
 
     backbone = load_backbone(name, config.model.attention_dropout)
     multitask = MultiTask(backbone, families, config.seed)
+    for task in suite:  # an earlier run's heads go on where they fit
+        load_head(multitask, task.name, Path(model))
     tasks = [TaskData(one.task.name, one.family, store) for one, store in zip(opened, stores, strict=True)]
     validation = {one.task.name: encode_split(one, "validation", tokenizer, config.train.evaluation_rows, skip) for one in opened}
     result = fit(multitask, tokenizer, tasks, validation, config, folder, display, resume)

@@ -1,1 +1,1 @@
-"""The offline demo: tasks mined from the documentation of what is installed beside us, and one whole run on them."""
+"""The offline demo: labelled tasks mined from the documentation of installed packages, and one honest comparison on them."""

@@ -116,9 +116,20 @@ class Family:
         """
         return self
 
+    def label_field(self) -> Field:
+        """The field with the label.
+
+        Raises:
+            InputError: this family has none.
+        """
+        where = getattr(self, "label", None)
+        if where is None:
+            raise InputError(f"skip: a {self.kind} task has no label whose values could be skipped")
+        return where
+
     def skips(self, row: Mapping[str, Any]) -> bool:
         """Whether the record declares this row as one without a label."""
-        return bool(self.skip) and read(row, self.label) in self.skip  # noqa: B009: only some families have one
+        return bool(self.skip) and read(row, self.label_field()) in self.skip
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """Adapt one row. Raises FieldError naming the field, the value and what is accepted."""
