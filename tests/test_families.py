@@ -18,7 +18,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 import microworld
 from prefinetune.batch import Drawn, make_batch
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Example, Regression, Segment, Span
-from prefinetune.families.span import MAX_ANSWER_TOKENS
+from prefinetune.families.span import MAX_ANSWER_TOKENS, answer_tokens
 from prefinetune.objective import scaled
 from prefinetune.tokenizer import Tokenizer
 
@@ -217,13 +217,13 @@ def words(generator, count):
     return generator.choice(microworld.vocabulary()[:140], count).tolist()
 
 
-def long_examples(count=60):
-    """(example, context words, first and last word of the answer) with contexts of up to 120 words."""
+def long_examples(count=60, longest=4):
+    """(example, context words, answer) with contexts of up to 120 words and answers of up to `longest`."""
     generator = np.random.default_rng(3)
     for _ in range(count):
         context = words(generator, generator.integers(5, 120))
         first = int(generator.integers(0, len(context)))
-        last = min(len(context) - 1, first + int(generator.integers(0, 4)))
+        last = min(len(context) - 1, first + int(generator.integers(0, longest)))
         start, text = len(" ".join([*context[:first], ""])), " ".join(context[first : last + 1])
         row = {
             "question": "which large ?",
@@ -243,8 +243,34 @@ def test_the_training_window_of_a_long_context_always_holds_the_answer(short_tok
         assert bool(encoded.truncated) == (len(context) > 32 - 3 - 4)  # the question's words and four special tokens
 
 
+def test_an_answer_longer_than_windows_overlap_is_kept_from_its_first_word_on(short_tokenizer):
+    lengths = set()
+    for example, _, text in long_examples(200, longest=40):
+        (encoded,) = SPAN.encode([example], short_tokenizer)
+        (ids,), (start, end) = encoded.sequences, encoded.target
+        assert 0 < start <= end < len(ids) <= 32
+        kept = short_tokenizer.tokenizer.decode(ids[start : end + 1])
+        assert kept == " ".join(text.split()[: 32 - 3 - 4])  # all that fits beside the question and four special tokens
+        lengths.add(len(text.split()))
+    assert max(lengths) > 32
+
+
+def test_a_training_window_is_one_of_the_evaluation_windows_where_one_holds_the_answer(short_tokenizer):
+    for example, _, _ in long_examples():
+        (encoded,) = SPAN.encode([example], short_tokenizer)
+        (whole,) = SPAN.encode([example], short_tokenizer, for_training=False)
+        assert any(np.array_equal(encoded.sequences[0], window) for window in whole.sequences)
+
+
+def test_an_answer_that_the_tokenizer_drops_points_at_the_first_token(short_tokenizer):
+    row = {"question": "which ?", "context": "a \u200b b", "answers": {"text": ["\u200b"], "answer_start": [2]}}
+    example, offsets = SPAN.example(row), np.array([[-1, -1], [0, 1], [4, 5], [-1, -1]])
+    assert example.target == (2, 3)
+    assert answer_tokens(offsets, *example.target) == (0, 0)
+
+
 def test_evaluation_windows_cover_the_whole_context_and_each_holds_the_whole_question(short_tokenizer):
-    for example, context, _ in long_examples():
+    for example, _, _ in long_examples():
         (encoded,) = SPAN.encode([example], short_tokenizer, for_training=False)
         question, text = example.texts[0]
         covered = np.zeros(len(text), dtype=bool)

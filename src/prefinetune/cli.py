@@ -232,10 +232,8 @@ def find_suite(text: str) -> Suite:
         return read_suite(text)
     tasks: dict[str, Any] = {}
     for pattern in text.split(","):
-        found = catalog().select(pattern)
-        if not found.tasks:
-            catalog()[pattern]  # raises, with the nearest name
-        tasks.update({task.name: task for task in found if not task.evaluation_only or task.name == pattern})
+        chosen = catalog().select(pattern)
+        tasks.update({task.name: task for task in chosen if not task.evaluation_only or task.name == pattern})
     return Suite(text, tuple(tasks.values()))
 
 

@@ -102,14 +102,18 @@ def make_config(*layers: Mapping[str, Any], overrides: Iterable[str] = ()) -> Co
         name, equals, value = override.partition("=")
         if not equals:
             raise InputError(f"{override!r} is not accepted; expected section.field=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"setting {name!r}: {value!r} is not accepted; expected a YAML value") from None
         section, _, field = name.strip().partition(".")
         if field:
             target = merged.setdefault(section, {})
             if not isinstance(target, dict):
                 raise InputError(f"setting {name!r}: {section!r} is no section{nearest(name, setting_names())}")
-            target[field] = yaml.safe_load(value)
+            target[field] = parsed
         else:
-            merged[section] = yaml.safe_load(value)
+            merged[section] = parsed
     try:
         return Config.model_validate(merged)
     except ValidationError as error:

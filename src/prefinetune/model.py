@@ -127,7 +127,7 @@ class Backbone(nn.Module):
         """
         auto_model = "AutoModelForMaskedLM"
         model = None
-        if self.name and Path(self.name).is_dir():
+        if self.name:
             with quiet():
                 model = getattr(transformers, auto_model).from_pretrained(self.name, dtype=torch.float32)
         head = Head(model if model is not None else self._build(auto_model, deepcopy(self.config)))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefinetune.errors import FieldError, InputError, listing, nearest
+from prefinetune.errors import FieldError, InputError, RowError, listing, nearest
 from prefinetune.mixture import permute
 
 if TYPE_CHECKING:
@@ -79,8 +79,6 @@ class Hub(Source):
             folder = Path(data_root) / slug
             if folder.is_dir():
                 return Files(str(folder))
-            if not Path(data_root).is_dir():
-                raise InputError(f"data root {str(data_root)!r} is not a folder")
         if self.id is None:
             where = f"{data_root} has no folder {slug!r}" if data_root else "give its mirror's folder with --data-root"
             raise InputError(f"{slug}: no copy of this set on the hub is known; {where}")
@@ -161,16 +159,19 @@ class Files(Source):
         import datasets
 
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its complaints reach the user through ours
         paths = self.files[split]
         kind = reader(paths[0])
         options: dict[str, Any] = {}
         if kind == "csv":
-            for path in paths:
-                check_table(path)
+            header = [check_table(path) for path in paths][0]
             # Everything as text, nothing guessed: a label "NA" or a title "null" is what its author wrote.
-            options = {"sep": delimiter(paths[0]), "dtype": str, "keep_default_na": False}
+            features = datasets.Features({column: datasets.Value("string") for column in header})
+            options = {"sep": delimiter(paths[0]), "features": features, "keep_default_na": False}
         try:
-            rows = datasets.load_dataset(kind, data_files=[str(path) for path in paths], split="train", **options)
+            # Named by content: what `datasets` keeps of a file it knows by path and time only, and these can stay the same.
+            name = f"{kind}-{self.digest(split)}"
+            rows = datasets.load_dataset(kind, name, data_files=[str(path) for path in paths], split="train", **options)
         except Exception as error:
             for path in paths:
                 explain(path, kind)
@@ -209,10 +210,16 @@ class Rows(Source):
 
         table = self.tables[split]
         if isinstance(table, Dataset):
-            return table
-        if hasattr(table, "to_dict") and hasattr(table, "columns"):
-            return Dataset.from_pandas(table, preserve_index=False)
-        return Dataset.from_list(list(table))
+            return table.with_format(None)
+        try:
+            if hasattr(table, "to_dict") and hasattr(table, "columns"):
+                return Dataset.from_pandas(table, preserve_index=False)
+            return Dataset.from_list(list(table))
+        except Exception as error:  # pyarrow's many complaints about columns of mixed types, and things that are no table
+            raise InputError(
+                f"{self.place(split)}: {type(table).__name__} could not be read as a table ({str(error).splitlines()[0][:200]}); "
+                "expected a list of dictionaries, a DataFrame or a Dataset, with one type per column"
+            ) from error
 
     def place(self, split: str) -> str:
         return f"{self.name} [{split}]"
@@ -298,6 +305,9 @@ class OpenTask:
                 raise InputError(
                     f"{place}: no column {column!r}{nearest(column, rows.column_names)}; there are {listing(rows.column_names)}"
                 )
+        parts = [part for field in self.task.family.fields() for part in (field if isinstance(field, tuple) else (field,))]
+        if not any(callable(part) for part in parts):  # a function may read any column
+            rows = rows.select_columns(self.task.family.columns())
         split = Split(rows, place)
         if role == "train" or role not in self.names:
             kept = np.setdiff1d(np.arange(len(rows)), overlapping_rows(self.data_root, self.task.slug))
@@ -319,6 +329,8 @@ class OpenTask:
         split = self.split(role)
         try:
             return self.task.family.freeze(split.rows, split.place)
+        except RowError as error:  # a family counts the rows it was given; people count those of the file
+            raise error.problem.at(split.place, split.number(error.row)) from None
         except FieldError as error:
             raise InputError(f"{split.place}: {error}") from None
 
@@ -338,6 +350,8 @@ def open_task(task: Task, data_root: str | Path | None = None, max_rows: int | N
         InputError: they are nowhere to be found.
     """
     root = Path(data_root) if data_root is not None else None
+    if root is not None and not root.is_dir():
+        raise InputError(f"data root {str(root)!r} is not a folder; expected a mirror of hub datasets, SLUG/SPLIT.parquet")
     return OpenTask(task, task.source.at(task.slug, root), root, max_rows)
 
 
@@ -345,8 +359,8 @@ def open_task(task: Task, data_root: str | Path | None = None, max_rows: int | N
 
 
 def reader(path: Path) -> str | None:
-    """The `datasets` reader for a file, by its ending (.gz and .zst may follow)."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
+    """The `datasets` reader for a file, by its ending (.gz may follow)."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     return READERS.get(suffixes[-1]) if suffixes else None
 
 
@@ -356,23 +370,27 @@ def delimiter(path: Path) -> str:
 
 def open_text(path: Path) -> Any:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
-def check_table(path: Path) -> None:
-    """Refuse a table with a ragged row, which readers would fill or shift silently, or with bytes that are not UTF-8."""
-    if path.suffix == ".zst":
-        return
-    previous = 0
+def check_table(path: Path) -> list[str]:
+    """The column names of a table. Refuses one with a ragged row, which readers would fill or shift silently, with two columns of
+    one name, or with bytes that are not UTF-8."""
+    csv.field_size_limit(2**31 - 1)  # a text may be a book
+    previous, header = 0, []
     try:
         with open_text(path) as file:
             lines = csv.reader(file, delimiter=delimiter(path))
             header = next(lines, [])
+            twice = sorted({column for column in header if header.count(column) > 1})
+            if twice:
+                raise InputError(f"{path}: columns named twice: {listing(twice)}")
+            previous = lines.line_num
             for cells in lines:
                 if cells and len(cells) != len(header):
                     raise InputError(
-                        f"{path}, line {previous + 1 or lines.line_num}: {len(cells)} cells, but the header has {len(header)} "
+                        f"{path}, line {previous + 1}: {len(cells)} cells, but the header has {len(header)} "
                         f"({listing(header)}); a text that holds {delimiter(path)!r} must stand in quotes"
                     )
                 previous = lines.line_num
@@ -380,11 +398,12 @@ def check_table(path: Path) -> None:
         explain_encoding(path)
     except csv.Error as error:
         raise InputError(f"{path}, line {previous + 1}: {error}") from None
+    return header
 
 
 def explain(path: Path, kind: str | None) -> None:
     """Raise a message that names the line of a text file that cannot be read; return if none is found."""
-    if kind == "json" and path.suffix != ".zst":
+    if kind == "json":
         try:
             with open_text(path) as file:
                 for number, line in enumerate(file, 1):

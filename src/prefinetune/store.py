@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from prefinetune.families import Encoded, Example
 from prefinetune.sources import OpenTask
 from prefinetune.tokenizer import Tokenizer
 
-FORMAT = 1  # of the files below; part of their digest
+FORMAT = 2  # of the files below; part of their digest
 CHUNK = 2000  # rows read, adapted and tokenized at a time
 
 
@@ -44,11 +45,13 @@ class Store:
 
     def __post_init__(self) -> None:
         def mapped(name: str) -> np.ndarray:
-            dtype, size = self.manifest["arrays"][name]
+            dtype, size, checksum = self.manifest["arrays"][name]
             path = self.folder / f"{name}.bin"
             found = path.stat().st_size if path.exists() else -1
             if found != size * np.dtype(dtype).itemsize:
                 raise OSError(f"{path}: {found} bytes found, {size * np.dtype(dtype).itemsize} expected")
+            if file_checksum(path) != checksum:
+                raise OSError(f"{path} does not match its checksum")
             return np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
 
         self.tokens, self.first = mapped("tokens"), mapped("first")
@@ -106,13 +109,13 @@ def build_store(
     """
     digest = store_digest(opened, role, tokenizer, skip_bad_rows)
     folder = (cache or cache_folder()) / "stores" / f"{opened.task.slug}-{role}-{digest}"
-    if (folder / "manifest.json").exists():
+    if folder.exists():
         try:
             store = Store(folder, json.loads((folder / "manifest.json").read_text()))
             if progress:
                 progress(len(opened.split(role)))
             return store
-        except (OSError, ValueError, KeyError):  # damaged: build it again
+        except (OSError, ValueError, KeyError, TypeError):  # damaged: build it again
             shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
@@ -133,24 +136,41 @@ def build_store(
 
 
 class Appender:
-    """Arrays appended to files, with their sizes."""
+    """Arrays appended to files, with their sizes and checksums."""
 
     def __init__(self, folder: Path, dtypes: dict[str, Any]) -> None:
         self.dtypes = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
         self.files = {name: (folder / f"{name}.bin").open("wb") for name in dtypes}
         self.sizes = dict.fromkeys(dtypes, 0)
+        self.checksums = dict.fromkeys(dtypes, 0)
 
     def add(self, name: str, values: Any) -> None:
         array = np.asarray(values, dtype=self.dtypes[name]).reshape(-1)
         array.tofile(self.files[name])
+        self.checksums[name] = zlib.crc32(array, self.checksums[name])
         self.sizes[name] += array.size
 
-    def close(self) -> dict[str, tuple[str, int]]:
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def sync(self) -> dict[str, tuple[str, int, int]]:
+        """Force all to disk; name -> (dtype, size, checksum)."""
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-            file.close()
-        return {name: (self.dtypes[name].str, size) for name, size in self.sizes.items()}
+        return {name: (self.dtypes[name].str, self.sizes[name], self.checksums[name]) for name in self.files}
+
+
+def file_checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def write_store(
@@ -164,17 +184,10 @@ def write_store(
     """Append every example's arrays to files in `folder`; returns the manifest."""
     width = np.uint16 if tokenizer.vocab_size < 2**16 else np.uint32
     target_type = opened.family.target_type
-    arrays = Appender(
-        folder,
-        {
-            "tokens": width,
-            "first": np.uint32,
-            "sequence_ends": np.int64,
-            "example_ends": np.int64,
-            "rows": np.int64,
-            "targets": target_type,
-        },
-    )
+    dtypes = {
+        "tokens": width, "first": np.uint32, "sequence_ends": np.int64, "example_ends": np.int64, "rows": np.int64,
+        "targets": target_type,
+    }  # fmt: skip
     counts: dict[str, Any] = {
         "examples": 0,
         "tokens": 0,
@@ -185,7 +198,8 @@ def write_store(
     }
     targets_seen: set[bytes] = set()
     split = opened.split(role)
-    with ThreadPoolExecutor(1) as reader:  # adapts the next rows while these are tokenized outside the interpreter lock
+    # The reader adapts the next rows while these are tokenized outside the interpreter lock.
+    with Appender(folder, dtypes) as arrays, ThreadPoolExecutor(1) as reader:
         pending = iter_ahead(reader, adapted(opened, role, skip_bad_rows, counts))
         for examples, numbers, done in pending:
             encoded = opened.family.encode(examples, tokenizer)
@@ -208,7 +222,7 @@ def write_store(
                     targets_seen.update(one.target.tobytes() for one in encoded)
             if progress:
                 progress(done)
-    sizes = arrays.close()
+        sizes = arrays.sync()
     if not counts["examples"]:
         raise InputError(f"{split.place}: no row can be used ({counts['skipped']} without a label, {counts['bad_rows']} bad)")
     if role == "train" and opened.max_rows is None and len(targets_seen) < 2 and sizes["targets"][1] == counts["examples"]:

@@ -8,11 +8,13 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from prefinetune.config import make_config
 from prefinetune.errors import InputError, listing, nearest
 from prefinetune.families import FAMILIES, Family
 from prefinetune.sources import Files, Hub, Rows, Source
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+\-]*(/[A-Za-z0-9][A-Za-z0-9_+\-]*)*")
+DECODER_FAMILIES = ("generation", "summarization")  # refused by name, so that nobody looks for a typing error
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,15 @@ class Suite:
         raise InputError(f"no task {name!r} in {self.name!r}{nearest(name, names)}; it has {listing(names)}")
 
     def select(self, *patterns: str) -> Suite:
-        """The tasks whose name, family or one of whose tags is, or matches (`glue/*`), one of the patterns."""
+        """The tasks whose name, family or one of whose tags is, or matches (`glue/*`), one of the patterns.
+
+        Raises:
+            InputError: a pattern matches none.
+        """
+        for pattern in patterns:
+            if not any(matches(task, pattern) for task in self.tasks):
+                names = {"all", *(name for task in self.tasks for name in (task.name, task.family.kind, *task.tags))}
+                raise InputError(f"no task, family or tag {pattern!r} in suite {self.name!r}{nearest(pattern, sorted(names))}")
         return replace(
             self,
             tasks=tuple(task for task in self.tasks if any(matches(task, pattern) for pattern in patterns)),
@@ -138,6 +148,7 @@ def read_suite(path: str | Path) -> Suite:
     if not isinstance(mixture, Mapping):
         raise InputError(f"{path}, mixture: expected settings, found {mixture!r}")
     try:
+        make_config({"mixture": mixture})
         return Suite(str(content.get("name", path.stem)), tuple(tasks), dict(mixture))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -183,6 +194,9 @@ def read_task(entry: Mapping[str, Any], place: str, folder: Path) -> Task:
     if "name" not in entry:
         raise InputError(f"{place}: 'name' is missing")
     place = f"{place} ({entry['name']})"
+    for kind in DECODER_FAMILIES:
+        if kind in entry:
+            raise InputError(f"{place}: {kind!r} needs a decoder; this version trains encoders, on {listing(FAMILIES)}")
     own = ("name", "source", "splits", "tags", "license", "cite", "evaluation_only", "note")
     check_keys(entry, (*own, *FAMILIES), place)
     kinds = [kind for kind in FAMILIES if kind in entry]

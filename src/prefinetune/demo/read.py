@@ -18,8 +18,7 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import docstring_parser
@@ -31,7 +30,7 @@ SKIPPED_FOLDERS = {
     "_vendor", "vendored", "_distutils_hack", "__pycache__",
 }  # fmt: skip
 SKIPPED_PACKAGES = {"prefinetune", "pip", "pkg_resources", "setuptools"}  # ourselves, and copies of others
-MOST_BYTES = 16_000_000  # of source per package; a package that has more gives a sample of its files
+MOST_BYTES = 12_000_000  # of source per package; a package that has more gives a sample of its files
 MOST_FILE_BYTES = 1_000_000  # longer files are generated
 CHUNK = 40  # files that a process reads at a time
 
@@ -58,6 +57,7 @@ class Doc:
     params: tuple[Param, ...] = ()
     returned: tuple[str, str] = ("", "")
     raised: tuple[tuple[str, str], ...] = ()
+    deprecated: bool = False
     key: str = ""  # digest of the normalised summary: objects of one key are never divided
 
     def pieces(self) -> Iterator[str]:
@@ -225,7 +225,9 @@ def read_object(node: ast.AST, package: str, module: str, name: str, kind: str, 
     raised = [((item.type_name or "").strip("`: "), first_prose(item.description)) for item in parsed.raises]
     yield Doc(
         package, module, name, kind, summary, tuple(body[:30]), tuple(params[:30]), returned,
-        tuple((what, text) for what, text in raised if what and text), digest(normal(summary)),
+        tuple((what, text) for what, text in raised if what and text),
+        any("deprecat" in ast.unparse(mark).lower() for mark in getattr(node, "decorator_list", ())) or "deprecated" in raw.lower(),
+        digest(normal(summary)),
     )  # fmt: skip
 
 
@@ -281,7 +283,7 @@ def default(param: docstring_parser.DocstringParam) -> str:
 FENCE = re.compile(r"^[ \t]*(```|~~~).*?^[ \t]*\1[ \t]*$", re.M | re.S)
 UNDERLINED = re.compile(r"^.*\n[ \t]*([-=~^*#\"'`+])\1{3,}[ \t]*$", re.M)
 TABLE = re.compile(r"^[ \t]*([|+]|={3,}|-{3,}|#+ |<).*$", re.M)
-FIELDS = re.compile(r"^[ \t]*(:[a-z]+\b[^:\n]*:|(Args|Arguments|Parameters|Params|Returns|Return|Yields|Raises|Attributes|Inputs?|Outputs?|Shape|Usage|Keyword [Aa]rguments?|Examples?|References?|See [Aa]lso|Notes?|Warning|Warnings|Todo|TODO|Tips?)\s*:[ \t]*$).*\Z", re.M | re.S)  # fmt: skip
+FIELDS = re.compile(r"^[ \t]*(:[a-z]+\b[^:\n]*:(?!`)|(Args|Arguments|Parameters|Params|Returns|Return|Yields|Raises|Attributes|Inputs?|Outputs?|Shape|Usage|Keyword [Aa]rguments?|Examples?|References?|See [Aa]lso|Notes?|Warning|Warnings|Todo|TODO|Tips?)\s*:[ \t]*$).*\Z", re.M | re.S)  # fmt: skip
 BULLET = re.compile(r"^[ \t]*([-*+•]|\(?\w{1,2}[.)]|#\.)[ \t]+", re.M)
 INLINE = [
     (re.compile(r"<(https?:|/?\w+[ >/]|!--)[^>]*>"), " "),
@@ -387,24 +389,13 @@ def readable(sentence: str) -> bool:
 # ---- identity
 
 
+WORDS = re.compile(r"[^\W_]+")
+
+
 def normal(text: str) -> str:
-    """Lower case, single spaces, no punctuation at the ends: texts that differ in no more are the same text."""
-    return " ".join(text.lower().split()).strip(" .:;,")
+    """Its letters and digits in lower case, single spaces: texts that differ in no more are the same text."""
+    return " ".join(WORDS.findall(text.lower()))
 
 
 def digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
-
-
-def take(items: Iterable[str], most: int) -> list[str]:
-    """The first texts, as long as they hold no more than `most` words together."""
-    taken, words = [], 0
-    for item in items:
-        words += len(item.split())
-        if taken and words > most:
-            break
-        taken.append(item)
-    return taken
-
-
-__all__ = ["Doc", "Param", "Reading", "digest", "islice", "normal", "read_packages", "replace", "take"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from prefinetune.model import Head, States
-    from prefinetune.tokenizer import Tokenizer
+    from prefinetune.tokenizer import Tokenizer, Window
 
 MAX_ANSWER_TOKENS = 30  # longest answer considered when predicting, as in Transformers' question-answering examples
 
@@ -105,8 +105,8 @@ class Span(Family):
         return found
 
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, for_training: bool = True) -> list[Encoded]:
-        """Windows over long contexts. Training keeps the one in which the answer stands most central, so that it is never cut
-        away; evaluation reads all."""
+        """Windows over long contexts. Training keeps the one in which the answer stands most central, or, where none holds all of
+        a long answer, a window that begins with it, so that it is never cut away; evaluation reads all."""
         windows = tokenizer.windows(
             [(question, context or "") for ((question, context),) in (example.texts for example in examples)]
         )
@@ -115,7 +115,13 @@ class Span(Family):
             if for_training:
                 place, best = (0, 0), mine[0]
                 if example.target is not None:
-                    best, place = most_central(mine, *example.target)
+                    start, end = example.target
+                    found = most_central(mine, start, end)
+                    if found is None:
+                        question, context = example.texts[0]
+                        (after,) = tokenizer.windows([(question, (context or "")[start:])])
+                        found = after[0], answer_tokens(after[0].offsets, 0, end - start)
+                    best, place = found
                 mine = [best]
             else:
                 place = (0, 0)
@@ -193,19 +199,24 @@ class Span(Family):
         return {"f1": float(scores["f1"]) / 100, "exact_match": float(scores["exact_match"]) / 100}
 
 
-def most_central(windows: Sequence[Any], start: int, end: int) -> tuple[Any, tuple[int, int]]:
-    """The window that holds characters start to end with the most context on its shorter side, and the answer's tokens in it.
-
-    Falls back to the first window and its first token when no window holds the whole answer (one longer than a window).
-    """
-    best, place, margin = windows[0], (0, 0), -1
+def most_central(windows: Sequence[Window], start: int, end: int) -> tuple[Window, tuple[int, int]] | None:
+    """The window that holds characters start to end with the most context on its shorter side, and the answer's tokens in it;
+    None where no window holds all of them."""
+    found, margin = None, -1
     for window in windows:
         offsets = window.offsets
-        inside = np.flatnonzero((offsets[:, 0] >= 0) & (offsets[:, 1] > start) & (offsets[:, 0] < end))
-        if not len(inside) or offsets[inside[0], 0] > start or offsets[inside[-1], 1] < end:
-            continue
         context = np.flatnonzero(offsets[:, 0] >= 0)
-        here = int(min(inside[0] - context[0], context[-1] - inside[-1]))
+        if not len(context) or offsets[context[0], 0] > start or offsets[context[-1], 1] < end:
+            continue
+        first, last = answer_tokens(offsets, start, end)
+        here = min(first - int(context[0]), int(context[-1]) - last)
         if here > margin:
-            best, place, margin = window, (int(inside[0]), int(inside[-1])), here
-    return best, place
+            found, margin = (window, (first, last)), here
+    return found
+
+
+def answer_tokens(offsets: np.ndarray, start: int, end: int) -> tuple[int, int]:
+    """The first and the last token of a window [l, 2] over characters start to end; (0, 0) where the tokenizer has none for them
+    (control characters, say)."""
+    inside = np.flatnonzero((offsets[:, 0] >= 0) & (offsets[:, 1] > start) & (offsets[:, 0] < end))
+    return (int(inside[0]), int(inside[-1])) if len(inside) else (0, 0)
