@@ -250,7 +250,9 @@ def test_models_that_cannot_be_used_are_refused(good_suite, tmp_path, tiny_model
     (without["config"] / "config.json").unlink()
     (without["weights"] / "model.safetensors").unlink()
     BartConfig(d_model=16).save_pretrained(tmp_path / "bart")
-    refused(command("train", good_suite, "-m", without["tokenizer"], "-o", tmp_path / "r"), without["tokenizer"], "tokenizer.json")
+    refused(
+        command("train", good_suite, "-m", without["tokenizer"], "-o", tmp_path / "r"), without["tokenizer"], "tokenizer.json"
+    )
     refused(command("train", good_suite, "-m", without["config"], "-o", tmp_path / "r"), without["config"], "no config.json")
     refused(command("train", good_suite, "-m", "nobody/no-model", "-o", tmp_path / "r"), "nobody/no-model", "Offline?", "folder")
     refused(command("train", good_suite, "-m", tmp_path / "nowhere", "-o", tmp_path / "r"), "no model folder", "nowhere")

@@ -124,6 +124,21 @@ def test_half_an_epoch_is_half_of_the_updates(order):
     assert set(examples_of(stream(half)).values()) == {1}
 
 
+@orders
+@given(sizes=sizes_of_tasks, updates=st.integers(1, 60))
+@settings(max_examples=40)
+def test_a_run_of_so_many_updates_repeats_examples_evenly_and_has_no_empty_update(order, sizes, updates):
+    drawn = stream(mixture(sizes, order=order, updates=updates))
+    assert len(drawn) == updates
+    assert all(drawn)
+    seen = examples_of(drawn)
+    if order == "dataset-homogeneous":  # each task repeats its own examples in its own stretch of the run
+        groups = [[seen[task, example] for example in range(size)] for task, size in enumerate(sizes)]
+    else:
+        groups = [[seen[task, example] for task, size in enumerate(sizes) for example in range(size)]]
+    assert all(max(times) - min(times) <= 1 for times in groups)
+
+
 # ---- the three orders
 
 

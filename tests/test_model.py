@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from prefinetune.batch import Drawn, make_batch, micro_batches
 from prefinetune.config import OptimizerSettings, make_config
+from prefinetune.errors import InputError
 from prefinetune.export import assemble
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
 from prefinetune.mixture import Mixture
@@ -334,3 +335,11 @@ def test_the_denoising_heads_output_layer_stays_the_embedding_matrix_in_training
     again.load_unique_state(model.unique_state())
     assert is_tied(again)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_denoising_is_refused_where_the_architecture_has_no_language_model_head(tmp_path):
+    trunk = transformers.AutoModel.from_config(transformers.XLNetConfig(vocab_size=9, d_model=8, n_layer=1, n_head=1, d_inner=8))
+    trunk.save_pretrained(tmp_path)
+    for backbone in (Backbone(trunk), load_backbone(str(tmp_path))):
+        with pytest.raises(InputError, match="model type 'xlnet' has no MaskedLM head"):
+            MultiTask(backbone, {"words": FAMILIES["words"]})

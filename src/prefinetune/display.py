@@ -62,16 +62,15 @@ class Display:
             return
         self.bar = self._bar("updates")
         self.job = self.bar.add_task("training", total=total, completed=done)
-        with Live(self._screen(), console=self.console, refresh_per_second=4, transient=False) as self.live:
+        # Drawn when it is refreshed, not at every update: with a hundred tasks drawing costs milliseconds.
+        with Live(get_renderable=self._screen, console=self.console, refresh_per_second=4):
             yield
-            self.live.update(self._screen())
 
     def updated(self, number: int, report: Update) -> None:
         for task, loss in report.loss_by_task.items():
             self.losses[task] = SMOOTHING * self.losses.get(task, loss) + (1 - SMOOTHING) * loss
         if self.live_screen:
             self.bar.update(self.job, completed=number)
-            self.live.update(self._screen())
 
     def logged(self, record: Mapping[str, Any]) -> None:
         self.record = record

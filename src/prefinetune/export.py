@@ -21,7 +21,7 @@ def assemble(model: MultiTask, task: str) -> transformers.PreTrainedModel:
     """One task of a model as its `AutoModelFor...` class, outputs in the task's own labels or units."""
     family = model.families[task]
     head = model.head(task).model
-    whole = getattr(transformers, family.auto_model).from_config(head.config, dtype=torch.float32)
+    whole = getattr(transformers, family.auto_model).from_config(model.backbone.own_config(head.config), dtype=torch.float32)
     base, prefix = getattr(whole, whole.base_model_prefix), whole.base_model_prefix
     # Some classes build their trunk without the pooler that AutoModel gives it.
     wanted = base.state_dict()
@@ -46,7 +46,9 @@ def save_trunk_and_heads(model: MultiTask, tokenizer: Tokenizer, folder: Path) -
     """folder/model: the trunk as a plain Transformers folder. folder/heads: every head beside it."""
     with replacing(folder / "model") as writing:
         with quiet():
-            model.backbone.trunk.save_pretrained(writing)
+            trunk = model.backbone.trunk
+            trunk.save_pretrained(writing)
+            model.backbone.own_config(trunk.config).save_pretrained(writing)
         tokenizer.tokenizer.save_pretrained(writing)
     with replacing(folder / "heads") as writing:
         state = model.unique_state()

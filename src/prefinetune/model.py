@@ -92,8 +92,9 @@ class Head(nn.Module):
 class Backbone(nn.Module):
     """A Transformers encoder, and the heads its architecture knows."""
 
-    def __init__(self, trunk: transformers.PreTrainedModel, name: str = "") -> None:
+    def __init__(self, trunk: transformers.PreTrainedModel, name: str = "", replaced: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        self.replaced = dict(replaced or {})  # the configuration's own values of what this run overrides
         self.trunk = trunk
         self.name = name  # where its weights came from: a language-model head may have some there too
         self.config = trunk.config
@@ -102,6 +103,12 @@ class Backbone(nn.Module):
         types = {} if batch.token_types is None else {"token_type_ids": batch.token_types}
         output = self.trunk(input_ids=batch.ids, attention_mask=batch.mask, **types)
         return States(output.last_hidden_state, getattr(output, "pooler_output", None), batch.mask)
+
+    def own_config(self, config: Any) -> Any:
+        """A copy of a configuration of this backbone or its heads without this run's overrides: what is saved."""
+        own = deepcopy(config)
+        own.update(self.replaced)
+        return own
 
     def new_head(self, auto_model: str, num_labels: int = 1) -> Head:
         """A head of a Transformers class, newly initialised.
@@ -125,12 +132,12 @@ class Backbone(nn.Module):
         Raises:
             InputError: Transformers has no such class for this architecture.
         """
-        auto_model = "AutoModelForMaskedLM"
-        model = None
+        with torch.device("meta" if self.name else "cpu"):
+            model = self._build("AutoModelForMaskedLM", deepcopy(self.config))
         if self.name:
             with quiet():
-                model = getattr(transformers, auto_model).from_pretrained(self.name, dtype=torch.float32)
-        head = Head(model if model is not None else self._build(auto_model, deepcopy(self.config)))
+                model = type(model).from_pretrained(self.name, dtype=torch.float32, use_safetensors=True)
+        head = Head(model)
         if getattr(self.config, "tie_word_embeddings", True):
             head.model.get_output_embeddings().weight = self.trunk.get_input_embeddings().weight
         return head
@@ -237,15 +244,18 @@ def load_backbone(name_or_folder: str, attention_dropout: float | None = None) -
         InputError: it cannot be loaded.
     """
     config = read_config(name_or_folder)
+    replaced = {}
     if attention_dropout is not None:
-        for field in ("attention_probs_dropout_prob", "attention_dropout"):
-            if hasattr(config, field):
-                setattr(config, field, attention_dropout)
+        fields = ("attention_probs_dropout_prob", "attention_dropout")
+        replaced = {field: getattr(config, field) for field in fields if hasattr(config, field)}
+        config.update(dict.fromkeys(replaced, attention_dropout))
     try:
         with quiet():
-            trunk = transformers.AutoModel.from_pretrained(name_or_folder, config=config, dtype=torch.float32)
+            trunk = transformers.AutoModel.from_pretrained(
+                name_or_folder, config=config, dtype=torch.float32, use_safetensors=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"model {name_or_folder!r}: its weights could not be loaded ({str(error).splitlines()[0][:200]})"
         ) from error
-    return Backbone(trunk, name_or_folder)
+    return Backbone(trunk, name_or_folder, replaced)

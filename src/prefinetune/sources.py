@@ -168,6 +168,9 @@ class Files(Source):
             # Everything as text, nothing guessed: a label "NA" or a title "null" is what its author wrote.
             features = datasets.Features({column: datasets.Value("string") for column in header})
             options = {"sep": delimiter(paths[0]), "features": features, "keep_default_na": False}
+        elif kind == "json":
+            for path in paths:
+                check_encoding(path)
         try:
             # Named by content: what `datasets` keeps of a file it knows by path and time only, and these can stay the same.
             name = f"{kind}-{self.digest(split)}"
@@ -175,6 +178,8 @@ class Files(Source):
         except Exception as error:
             for path in paths:
                 explain(path, kind)
+            if "corresponds to no data" in str(error):
+                raise InputError(f"{self.place(split)}: there are no rows") from None
             cause = error.__cause__ or error
             raise InputError(f"{self.place(split)}: could not be read as {kind}: {str(cause).splitlines()[0][:300]}") from error
         return rows
@@ -418,6 +423,16 @@ def check_json(line: str, place: str) -> None:
         json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: not valid JSON: {error.msg} at column {error.colno}: {line[:80]!r}") from None
+
+
+def check_encoding(path: Path) -> None:
+    """Refuse a text file that is not UTF-8; the JSON reader would pass its bytes on."""
+    try:
+        with open_text(path) as file:
+            while file.read(1 << 20):
+                pass
+    except UnicodeDecodeError:
+        explain_encoding(path)
 
 
 def explain_encoding(path: Path) -> None:

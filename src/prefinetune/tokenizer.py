@@ -134,6 +134,8 @@ def load_tokenizer(name_or_folder: str, max_length: int | None = None, config: A
             f"model {name_or_folder!r}: no tokenizer could be loaded ({str(error).strip().splitlines()[0][:200]}); "
             "expected tokenizer.json (or vocabulary files) beside the model"
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Transformers makes up where the files are missing
+        raise InputError(f"model {name_or_folder!r}: its tokenizer is empty; expected tokenizer.json beside the model")
     return Tokenizer(tokenizer, usable_length(tokenizer, config, max_length), getattr(config, "type_vocab_size", 2) > 1)
 
 

@@ -27,7 +27,7 @@ from docstring_parser.common import DocstringStyle
 STDLIB = "python"  # what the standard library is called as a package
 SKIPPED_FOLDERS = {
     "test", "tests", "testing", "idlelib", "lib2to3", "turtledemo", "lib-dynload", "site-packages", "dist-packages",
-    "_vendor", "vendored", "_distutils_hack", "__pycache__",
+    "_vendor", "vendored", "extern", "externals", "array_api_compat", "array_api_extra", "_distutils_hack", "__pycache__",
 }  # fmt: skip
 SKIPPED_PACKAGES = {"prefinetune", "pip", "pkg_resources", "setuptools"}  # ourselves, and copies of others
 MOST_BYTES = 12_000_000  # of source per package; a package that has more gives a sample of its files
@@ -132,7 +132,7 @@ def sample(package: str, root: Path) -> list[tuple[str, str, str]]:
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and not name.startswith(".")]
         for name in names:
-            if name.endswith(".py") and not name.startswith("test_"):
+            if name.endswith(".py") and not name.startswith(("test_", "conftest")):
                 path = Path(folder) / name
                 parts = path.relative_to(root).with_suffix("").parts
                 found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
@@ -202,20 +202,20 @@ def read_object(node: ast.AST, package: str, module: str, name: str, kind: str, 
     except Exception:  # whatever it stumbles over in the writing of others: the description is still there
         total.unparsed += 1
         parsed = docstring_parser.parse(cut_fields(text), style=DocstringStyle.GOOGLE)
-    paragraphs = prose("\n\n".join(part for part in (parsed.short_description, parsed.long_description) if part))
-    if not paragraphs:
+    between = "\n\n" if parsed.blank_after_short_description else "\n"  # a first sentence may run over several lines
+    paragraphs = prose(between.join(part for part in (parsed.short_description, parsed.long_description) if part))
+    summary, *rest = [sentence for part in paragraphs for sentence in sentences(part)] or [""]
+    if not readable(summary) or summary.endswith(":") or not 3 <= len(summary.split()) <= 60:
         return
-    summary, *rest = sentences(paragraphs[0])[:3] or [""]
-    if not readable(summary) or not 3 <= len(summary.split()) <= 60:
-        return
-    body = [sentence for sentence in rest if readable(sentence)]
-    body += [sentence for part in paragraphs[1:] for sentence in sentences(part) if readable(sentence)]
+    body = [sentence for sentence in rest if readable(sentence) and sentence[0].isupper() and sentence[-1] in ".!?"]
     known = signature(node)
     params = [
-        Param(param.arg_name.strip("*` "), kind_of(param.type_name, known, param.arg_name), text, default(param), optional(param, known))
+        Param(name_of(param), said_type(param, known), text, default(param), optional(param, known))
         for param in parsed.params
-        if param.args[0] in ("param", "parameter", "arg") and (text := first_prose(param.description)) and param.arg_name.strip("*`_ ").isidentifier()
-    ]  # fmt: skip
+        if param.args[0] in ("param", "parameter", "arg")  # not an attribute
+        and name_of(param).isidentifier()
+        and (text := first_prose(param.description))
+    ]
     returned = ("", "")
     if kind in ("function", "method") and parsed.returns is not None:
         annotation = ast.unparse(node.returns) if getattr(node, "returns", None) is not None else ""
@@ -223,15 +223,25 @@ def read_object(node: ast.AST, package: str, module: str, name: str, kind: str, 
     elif kind in ("function", "method") and getattr(node, "returns", None) is not None:
         returned = (ast.unparse(node.returns), "")
     raised = [((item.type_name or "").strip("`: "), first_prose(item.description)) for item in parsed.raises]
+    marks = [ast.unparse(mark).lower() for mark in getattr(node, "decorator_list", ())]
     yield Doc(
-        package, module, name, kind, summary, tuple(body[:30]), tuple(params[:30]), returned,
-        tuple((what, text) for what, text in raised if what and text),
-        any("deprecat" in ast.unparse(mark).lower() for mark in getattr(node, "decorator_list", ())) or "deprecated" in raw.lower(),
-        digest(normal(summary)),
-    )  # fmt: skip
+        package=package,
+        module=module,
+        name=name,
+        kind=kind,
+        summary=summary,
+        body=tuple(body[:30]),
+        params=tuple(params[:30]),
+        returned=returned,
+        raised=tuple((what, text) for what, text in raised if what and text),
+        deprecated="deprecated" in raw.lower() or any("deprecat" in mark for mark in marks),
+        key=digest(normal(summary)),
+    )
 
 
-NUMPY = re.compile(r"^[ \t]*(Parameters|Returns|Yields|Attributes|Raises|See Also|Notes|Examples?|References)[ \t]*\n[ \t]*-{3,}", re.M)  # fmt: skip
+NUMPY = re.compile(
+    r"^[ \t]*(Parameters|Returns|Yields|Attributes|Raises|See Also|Notes|Examples?|References)[ \t]*\n[ \t]*-{3,}", re.M
+)
 GOOGLE = re.compile(r"^(Args|Arguments|Param(eter)?s|Returns|Yields|Raises|Except(ions)?|Attributes|Examples?):[ \t]*$", re.M)
 SPHINX = re.compile(r"^[ \t]*:(param|type|returns?|rtype|raises?)\b[^:\n]*:", re.M)
 
@@ -263,13 +273,17 @@ def signature(node: ast.AST) -> dict[str, tuple[bool, str]]:
     return {one.arg: (has, ast.unparse(one.annotation) if one.annotation else "") for one, has in pairs}
 
 
-def kind_of(type_name: str | None, known: dict[str, tuple[bool, str]], name: str) -> str:
-    return (type_name or known.get(name, (False, ""))[1]).strip()
+def name_of(param: docstring_parser.DocstringParam) -> str:
+    return param.arg_name.strip("*` ")
+
+
+def said_type(param: docstring_parser.DocstringParam, known: dict[str, tuple[bool, str]]) -> str:
+    return (param.type_name or known.get(name_of(param), (False, ""))[1]).strip()
 
 
 def optional(param: docstring_parser.DocstringParam, known: dict[str, tuple[bool, str]]) -> bool | None:
-    if param.arg_name in known:
-        return known[param.arg_name][0]
+    if name_of(param) in known:
+        return known[name_of(param)][0]
     return True if param.is_optional or "optional" in (param.type_name or "").lower() else None
 
 
@@ -283,7 +297,11 @@ def default(param: docstring_parser.DocstringParam) -> str:
 FENCE = re.compile(r"^[ \t]*(```|~~~).*?^[ \t]*\1[ \t]*$", re.M | re.S)
 UNDERLINED = re.compile(r"^.*\n[ \t]*([-=~^*#\"'`+])\1{3,}[ \t]*$", re.M)
 TABLE = re.compile(r"^[ \t]*([|+]|={3,}|-{3,}|#+ |<).*$", re.M)
-FIELDS = re.compile(r"^[ \t]*(:[a-z]+\b[^:\n]*:(?!`)|(Args|Arguments|Parameters|Params|Returns|Return|Yields|Raises|Attributes|Inputs?|Outputs?|Shape|Usage|Keyword [Aa]rguments?|Examples?|References?|See [Aa]lso|Notes?|Warning|Warnings|Todo|TODO|Tips?)\s*:[ \t]*$).*\Z", re.M | re.S)  # fmt: skip
+HEADINGS = (
+    "Args|Arguments|Parameters|Params|Returns?|Yields|Raises|Attributes|Inputs?|Outputs?|Shape|Usage|Keyword [Aa]rguments?|"
+    "Examples?|References?|See [Aa]lso|Notes?|Warnings?|Todo|TODO|Tips?"
+)
+FIELDS = re.compile(rf"^[ \t]*(:[a-z]+\b[^:\n]*:(?!`)|({HEADINGS})\s*:[ \t]*$).*\Z", re.M | re.S)
 BULLET = re.compile(r"^[ \t]*([-*+•]|\(?\w{1,2}[.)]|#\.)[ \t]+", re.M)
 INLINE = [
     (re.compile(r"<(https?:|/?\w+[ >/]|!--)[^>]*>"), " "),
@@ -323,32 +341,32 @@ def first_prose(text: str | None, most: int = 60) -> str:
 
 
 def blocks(text: str) -> Iterator[str]:
-    """Paragraphs and list items; indented blocks after an empty line, doctests and directives with what they hold are left out."""
+    """Paragraphs and list items, without doctests, directives with what they hold, and blocks indented after an empty line."""
     current: list[str] = []
     hidden: int | None = None  # inside something left out: what is indented deeper than this belongs to it
-    empty = True
+    doctest, empty = False, True  # a doctest ends at an empty line
     for line in text.split("\n"):
         indent = len(line) - len(line.lstrip())
         stripped = line.strip()
         if not stripped:
             yield "\n".join(current)
-            current, empty = [], True
+            current, doctest, empty = [], False, True
             continue
-        if hidden is not None and (indent > hidden or (hidden < 0 and not empty)):
-            empty = False
-            continue
-        hidden = None
-        if stripped.startswith((">>>", "...", "In [", "$ ")):
-            hidden = -1 if not empty or indent == 0 else indent - 1  # a doctest ends at an empty line
-        elif stripped.startswith((".. ", "@", "\\")) or (empty and indent >= 4 and not BULLET.match(line)):
-            hidden = indent if stripped.startswith("..") else indent - 1
-        elif BULLET.match(line):
-            yield "\n".join(current)
-            current = [BULLET.sub("", line)]
-        else:
-            current.append(stripped)
-            if stripped.endswith("::"):
+        if not doctest and (hidden is None or indent <= hidden):
+            hidden = None
+            if stripped.startswith((">>>", "...", "In [", "$ ")):
+                doctest = True
+            elif stripped.startswith((".. ", "@", "\\")):
                 hidden = indent
+            elif empty and indent >= 4 and not BULLET.match(line):
+                hidden = indent - 1
+            elif BULLET.match(line):
+                yield "\n".join(current)
+                current = [BULLET.sub("", line)]
+            else:
+                current.append(stripped)
+                if stripped.endswith("::"):
+                    hidden = indent
         empty = False
     yield "\n".join(current)
 
@@ -369,7 +387,7 @@ def sentences(text: str) -> list[str]:
     return found
 
 
-ODD = re.compile(r"[\\{}|$]|>>>|__\w+__ *=|->|=>|\w\(.*\(|\.\.$|\[\[")
+ODD = re.compile(r"[\\{}|$`]|^\w+ \([^)]*\)?:|\(\W*$|>>>|__\w+__ *=|->|=>|\w\(.*\(|\.\.$|\[\[")
 
 
 def readable(sentence: str) -> bool:

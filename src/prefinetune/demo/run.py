@@ -119,6 +119,8 @@ def new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import AutoModel, PreTrainedTokenizerFast, RobertaConfig
 
+    from prefinetune.model import quiet
+
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # at the ids that RoBERTa's configuration expects
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.Lowercase()
@@ -138,7 +140,8 @@ def new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
         vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
         intermediate_size=4 * WIDTH, max_position_embeddings=LENGTH + 2, type_vocab_size=1, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    AutoModel.from_config(config).save_pretrained(folder)
+    with quiet():
+        AutoModel.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
