@@ -1,5 +1,7 @@
-"""What a user can get wrong, each through the real command line: exit code 2, no traceback, and a message that names the file, the
-row or field, the value and what is accepted."""
+"""What a user can get wrong, each through the real command line.
+
+Exit code 2, no traceback, and a message that names the file, the row or field, the value and what is accepted.
+"""
 
 import gzip
 import json
@@ -103,8 +105,8 @@ ONE_FILE = {
         "a.csv", "text,label\nthe kuno,yes\nthe café,no\n".encode("latin-1"), "classification", CLASSIFICATION,
         ["line 3", "column 8", "not valid UTF-8"]),
     "bytes that are not UTF-8 in JSON lines": (
-        "a.jsonl", '{"text": "a", "label": "x"}\n{"text": "é", "label": "y"}\n'.encode("latin-1"), "classification", CLASSIFICATION,
-        ["line 2", "not valid UTF-8"]),
+        "a.jsonl", '{"text": "a", "label": "x"}\n{"text": "é", "label": "y"}\n'.encode("latin-1"), "classification",
+        CLASSIFICATION, ["line 2", "not valid UTF-8"]),
     "a line that is not JSON": (
         "a.jsonl", lines(GOOD) + '{"text": "the\n', "classification", CLASSIFICATION, ["line 25", "not valid JSON"]),
     "a file that is not Parquet": ("a.parquet", "no parquet", "classification", CLASSIFICATION, ["parquet"]),
@@ -116,8 +118,8 @@ ONE_FILE = {
         "a.jsonl", lines([span_row(), span_row(answers={"text": ["kuno"], "answer_start": [-4]})] * 12), "span", SPAN,
         ["row 1", "-4", "from 0"]),
     "a choice of an option that is not there": (
-        "a.jsonl", lines([{"text": "the", "options": ["kuno", "bano"], "label": label} for label in (0, 1, 2) * 8]), "choice", CHOICE,
-        ["row 2", "'label'", "2", "0 to 1"]),
+        "a.jsonl", lines([{"text": "the", "options": ["kuno", "bano"], "label": label} for label in (0, 1, 2) * 8]), "choice",
+        CHOICE, ["row 2", "'label'", "2", "0 to 1"]),
     "a choice with one option": (
         "a.jsonl", lines([{"text": "the", "options": ["kuno"], "label": 0}] * 24), "choice", CHOICE,
         ["row", "'options'", "['kuno']", "at least two"]),
@@ -186,7 +188,8 @@ SUITES = {
     "a value out of range in the suite": (MINE, {"mixture": {"cap": -1}}, [], ["suite.yaml", "'mixture.cap'", "-1"]),
     "a setting without a value": (MINE, {}, ["mixture.cap"], ["'mixture.cap'", "section.field=value"]),
     "a setting that is not YAML": (MINE, {}, ["mixture.cap=[1"], ["'mixture.cap'", "'[1'"]),
-    "an unknown key of a task": ({**MINE, "sources": "a.csv"}, {}, [], ["suite.yaml, task 1 (mine)", "'sources'", "did you mean"]),
+    "an unknown key of a task": (
+        {**MINE, "sources": "a.csv"}, {}, [], ["suite.yaml, task 1 (mine)", "'sources'", "did you mean 'source'"]),
     "an unknown key of a suite": (MINE, {"mixtures": {}}, [], ["suite.yaml", "'mixtures'", "did you mean 'mixture'"]),
     "an unknown field of a family": (
         {**MINE, "classification": {"text": "text", "lable": "label"}}, {}, [],

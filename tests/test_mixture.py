@@ -252,13 +252,14 @@ def test_another_seed_is_another_order(order):
     assert sub_batches_of(one) != sub_batches_of(other)
 
 
-def test_an_epoch_is_another_order_than_the_one_before():
+def test_an_epoch_is_another_order_of_other_sub_batches_than_the_one_before():
     run = mixture((480,), epochs=2)  # 40 updates of 12 examples an epoch
     half = run.num_updates // 2
     updates = stream(run)
     one, other = ([e for update in part for s in update for e in s.examples] for part in (updates[:half], updates[half:]))
     assert sorted(one) == sorted(other) == list(range(480))
     assert sum(a == b for a, b in zip(one, other, strict=True)) < 12  # about one by chance
+    assert not sub_batches_of(updates[:half]) & sub_batches_of(updates[half:])
 
 
 def test_sub_batches_have_keys_of_their_own_even_when_an_example_comes_again():

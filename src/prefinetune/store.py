@@ -147,7 +147,7 @@ class Appender:
     def add(self, name: str, values: Any) -> None:
         array = np.asarray(values, dtype=self.dtypes[name]).reshape(-1)
         array.tofile(self.files[name])
-        self.checksums[name] = zlib.crc32(array, self.checksums[name])
+        self.checksums[name] = zlib.crc32(array.data, self.checksums[name])
         self.sizes[name] += array.size
 
     def __enter__(self) -> Appender:

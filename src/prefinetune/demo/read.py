@@ -302,7 +302,7 @@ HEADINGS = (
     "Examples?|References?|See [Aa]lso|Notes?|Warnings?|Todo|TODO|Tips?"
 )
 FIELDS = re.compile(rf"^[ \t]*(:[a-z]+\b[^:\n]*:(?!`)|({HEADINGS})\s*:[ \t]*$).*\Z", re.M | re.S)
-BULLET = re.compile(r"^[ \t]*([-*+•]|\(?\w{1,2}[.)]|#\.)[ \t]+", re.M)
+BULLET = re.compile(r"^[ \t]*([-*+•>]|\(?\w{1,2}[.)]|#\.)[ \t]+", re.M)
 INLINE = [
     (re.compile(r"<(https?:|/?\w+[ >/]|!--)[^>]*>"), " "),
     (re.compile(r"`+\[`?~?(?:[\w.]*\.)?(\w+)(?:\(\))?`?\]`*|\[`~?(?:[\w.]*\.)?(\w+)(?:\(\))?`\](\([^)\s]*\))?"), r"\1\2"),
@@ -312,7 +312,7 @@ INLINE = [
     (re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{1,2}"), r"\1"),
     (re.compile(r"\[(\d+|#\w*)\]_?|\|\w+\|"), ""),
     (re.compile(r"`+~?([^`]*)`+_{0,2}"), r"\1"),
-    (re.compile(r"\*\*?(\S(?:[^*]*\S)?)\*\*?"), r"\1"),
+    (re.compile(r"(\*\*?)(\S|\S[^*]*\S)\1(?!\*)"), r"\2"),
     (re.compile(r"https?://\S+"), ""),
     (re.compile(r"\s+"), " "),
     (re.compile(r" ([.,;:)])"), r"\1"),
@@ -387,7 +387,7 @@ def sentences(text: str) -> list[str]:
     return found
 
 
-ODD = re.compile(r"[\\{}|$`]|^\w+ \([^)]*\)?:|\(\W*$|>>>|__\w+__ *=|->|=>|\w\(.*\(|\.\.$|\[\[")
+ODD = re.compile(r"[\\{}|$`]|^TODO|^\w+ \([^)]*\)?:|\(\W*$|>>>|__\w+__ *=|->|=>|\w\(.*\(|\.\.$|\[\[")
 
 
 def readable(sentence: str) -> bool:

@@ -10,7 +10,7 @@ Letters: b rows of a micro-batch, r rows of one segment, e examples of one segme
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -296,10 +296,15 @@ def read_text(row: Mapping[str, Any], where: Field) -> str:
     raise FieldError(where, value, f"a text, not {type(value).__name__}")
 
 
-def only_columns(rows: Dataset, columns: list[str], where: tuple[Field, ...]) -> Dataset:
-    """Rows with fewer columns to decode, where no function may need the others."""
-    names = [part for item in where for part in (item if isinstance(item, tuple) else (item,))]
-    return rows.select_columns(columns) if all(isinstance(name, str) for name in names) else rows
+def numbered_rows(rows: Dataset, where: Field) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(index, row) of all rows, read in pieces; only the column a field names is decoded, unless it is a function."""
+    if isinstance(where, str):
+        rows = rows.select_columns([where if where in rows.column_names else where.split(".")[0]])
+    index = 0
+    for piece in rows.iter(batch_size=1000):
+        for values in zip(*piece.values(), strict=True):
+            yield index, dict(zip(piece, values, strict=True))
+            index += 1
 
 
 def check_fields(**parts: Any) -> None:

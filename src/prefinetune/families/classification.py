@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prefinetune.errors import InputError
-from prefinetune.families.base import Encoded, Example, Family, Field, Segment, check_fields, only_columns, read, read_text
+from prefinetune.families.base import Encoded, Example, Family, Field, Segment, check_fields, numbered_rows, read, read_text
 from prefinetune.families.labels import check_labels, label_index, labels_in
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Classification(Family):
         elif names:
             family = replace(self, labels=tuple(names))
         else:
-            values = (read(row, self.label) for row in only_columns(rows, self.columns(), self.fields()) if not self.skips(row))
+            labelled = ((index, row) for index, row in numbered_rows(rows, self.label) if not self.skips(row))
+            values = ((index, read(row, self.label)) for index, row in labelled)
             family = replace(self, labels=labels_in(values, self.label, place))
         return family
 

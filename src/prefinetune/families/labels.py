@@ -30,14 +30,14 @@ def label_index(value: Any, labels: tuple[str, ...], where: Field) -> int:
     raise FieldError(where, value, f"one of the labels {listing(labels)}")
 
 
-def labels_in(values: Iterable[Any], where: Field, place: str) -> tuple[str, ...]:
-    """The distinct label values, sorted (numbers by size), as names.
+def labels_in(values: Iterable[tuple[int, Any]], where: Field, place: str) -> tuple[str, ...]:
+    """The distinct values among (row, value) pairs, sorted (numbers by size), as names.
 
     Raises:
         InputError: there are fewer than two, or a value cannot be a label.
     """
     seen: set[Any] = set()
-    for row, value in enumerate(values):
+    for row, value in values:
         if value is None or (isinstance(value, float) and (math.isnan(value) or not value.is_integer())) or value == "":
             raise FieldError(where, value, "a label (a name or a whole number)").at(place, row)
         if not isinstance(value, (str, bool, int, float, np.integer)):

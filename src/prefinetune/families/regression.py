@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prefinetune.errors import FieldError, InputError
-from prefinetune.families.base import Encoded, Example, Family, Field, Segment, check_fields, only_columns, read, read_text
+from prefinetune.families.base import Encoded, Example, Family, Field, Segment, check_fields, numbered_rows, read, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class Regression(Family):
         if self.low is not None and self.high is not None:
             return self
         low, high = math.inf, -math.inf
-        for index, row in enumerate(only_columns(rows, self.columns(), self.fields())):
+        for index, row in numbered_rows(rows, self.label):
             if self.skips(row):
                 continue
             try:
