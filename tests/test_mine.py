@@ -12,7 +12,7 @@ import pytest
 from prefinetune.demo import mine as mining
 from prefinetune.demo import rows
 from prefinetune.demo.mine import divide, mine
-from prefinetune.demo.read import normal, plain, prose, read_packages
+from prefinetune.demo.read import normal, plain, prose, read_packages, sentences
 from prefinetune.families import FAMILIES
 from prefinetune.sources import open_task
 
@@ -214,7 +214,7 @@ def check_no_leaks(mined, docs) -> None:
 
     trained = [*rows_of(mined.tasks, "train", "validation"), *rows_of(mined.targets, "train", "validation")]
     texts = {text for row in trained for text in texts_in(row)}.union(mined.texts)
-    texts |= {part for text in texts for part in re.split(r"(?<=[.!?]) ", text)}
+    texts |= {part for text in texts for part in sentences(text)}
     names = {rows.spelled(named.name) for doc in docs for named in (doc, *doc.params)}  # the words of a name are no text
     whole = {unmasked(text) for text in texts} - names
     for doc in divide(docs)[1]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefinetune.batch import micro_batch_cost, micro_batches
+from prefinetune.batch import micro_batches
 from prefinetune.catalog import catalog
 from prefinetune.config import make_config
 from prefinetune.model import MultiTask, load_backbone, read_config
@@ -63,7 +63,7 @@ def test_padding_is_under_a_tenth_and_bookkeeping_under_three_hundredths_of_a_st
     config = make_config(settings)
     mixture = make_mixture(sizes, config)
     model = MultiTask(load_backbone(minilm, 0.0), {task.name: task.family for task in tasks}, 0)
-    optimizer, accelerator, cost = make_optimizer(model, config.optimizer), Accelerator(), micro_batch_cost(model.backbone)
+    optimizer, accelerator = make_optimizer(model, config.optimizer), Accelerator()
     small = [TaskData(task.name, task.family, _Wrapped(task.store)) for task in tasks]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def test_padding_is_under_a_tenth_and_bookkeeping_under_three_hundredths_of_a_st
         for number in range(60):
             started = time.process_time()
             drawn = draw(mixture, number, small, tokenizer)
-            batches = micro_batches(drawn, config.train.token_budget, tokenizer.pad_id, tokenizer.token_types, cost)
+            batches = micro_batches(drawn, config.train.token_budget, tokenizer.pad_id, tokenizer.token_types)
             bookkeeping.append(time.process_time() - started)
             tokens += sum(batch.tokens for batch in batches)
             padded += sum(batch.ids.numel() for batch in batches)

@@ -14,9 +14,9 @@ import torch
 
 from prefinetune.families import Encoded, Family, Segment
 
-# What one more micro-batch costs beside its tokens (kernel launches, adding up weight gradients), in tokens of compute, for a
-# trunk of so many parameters outside its embeddings (MiniLM-L6). Measured on CPU: from 32 to 128 speeds differ by under 4 %.
-MICRO_BATCH_COST, MEASURED_PARAMETERS = 64, 10.6e6
+# What one more micro-batch costs beside its tokens (kernel launches, adding up weight gradients), in tokens of compute.
+# Measured on CPU: from 32 to 128 MiniLM-L6 differs by under 4 %, and from 64 to 600 a model of 2 layers x 128 by under 10 %.
+MICRO_BATCH_COST = 64
 
 
 class Drawn(NamedTuple):
@@ -54,20 +54,13 @@ class Batch:
         return Batch(self.ids.to(device), self.mask.to(device), types, moved, self.tokens)
 
 
-def micro_batch_cost(trunk: torch.nn.Module) -> float:
-    """The cost of one more micro-batch in tokens: launches take the same time whatever the model's width, tokens do not."""
-    parameters = sum(p.numel() for name, p in trunk.named_parameters() if "embedding" not in name)
-    return MICRO_BATCH_COST * MEASURED_PARAMETERS / max(parameters, 1)
-
-
-def lay_out(lengths: Sequence[int], rows: Sequence[int], token_budget: int, cost: float = MICRO_BATCH_COST) -> list[np.ndarray]:
+def lay_out(lengths: Sequence[int], rows: Sequence[int], token_budget: int) -> list[np.ndarray]:
     """Cut examples, longest first, into micro-batches of least total cost (tokens with padding, and a fixed cost each).
 
     Args:
         lengths: [n] tokens of each example's longest sequence.
         rows: [n] sequences of each example; they stay together.
         token_budget: most tokens of a micro-batch, padding included; an example larger than that stands alone.
-        cost: of one more micro-batch, in tokens.
 
     Returns:
         Index arrays, one per micro-batch; each example in exactly one.
@@ -83,7 +76,7 @@ def lay_out(lengths: Sequence[int], rows: Sequence[int], token_budget: int, cost
         tokens = (ends[end] - ends[starts]) * longest[starts]
         allowed = (tokens <= token_budget) | (starts == end - 1)
         starts, tokens = starts[allowed], tokens[allowed]
-        costs = best[starts] + tokens + cost
+        costs = best[starts] + tokens + MICRO_BATCH_COST
         choice = int(np.argmin(costs))
         best[end], cut[end] = costs[choice], starts[choice]
     pieces, end = [], len(order)
@@ -130,9 +123,7 @@ def make_batch(drawn: Sequence[Drawn], pad_id: int, token_types: bool) -> Batch:
     return Batch(torch.from_numpy(ids), torch.from_numpy(mask), types, segments, int(lengths.sum()))
 
 
-def micro_batches(
-    drawn: Sequence[Drawn], token_budget: int, pad_id: int, token_types: bool, cost: float = MICRO_BATCH_COST
-) -> list[Batch]:
+def micro_batches(drawn: Sequence[Drawn], token_budget: int, pad_id: int, token_types: bool) -> list[Batch]:
     """All micro-batches of an update."""
-    cuts = lay_out([one.example.length for one in drawn], [len(one.example.sequences) for one in drawn], token_budget, cost)
+    cuts = lay_out([one.example.length for one in drawn], [len(one.example.sequences) for one in drawn], token_budget)
     return [make_batch([drawn[i] for i in cut], pad_id, token_types) for cut in cuts]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefinetune.batch import Batch, Drawn, micro_batch_cost, micro_batches
+from prefinetune.batch import Batch, Drawn, micro_batches
 from prefinetune.checkpoint import load_checkpoint, load_optimizer_state, save_checkpoint
 from prefinetune.config import Config, OptimizerSettings, TrainSettings, make_config
 from prefinetune.display import Display
@@ -225,7 +225,6 @@ def fit(
     model.to(accelerator.device)
     mixture = make_mixture([len(task.store) for task in tasks], config)
     optimizer = make_optimizer(model, config.optimizer)
-    cost = micro_batch_cost(model.backbone)
     progress, best, scores = Progress(), None, {}
     if resume and folder and (checkpoint := load_checkpoint(folder.checkpoints)):
         model.load_unique_state(checkpoint.model)
@@ -249,7 +248,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
             drawn = draw(mixture, number, tasks, tokenizer)
-            batches = micro_batches(drawn, settings.token_budget, tokenizer.pad_id, tokenizer.token_types, cost)
+            batches = micro_batches(drawn, settings.token_budget, tokenizer.pad_id, tokenizer.token_types)
             report = update(model, optimizer, batches, config.optimizer.clip, accelerator)
             seconds = time.perf_counter() - started
             progress.add(report, seconds)

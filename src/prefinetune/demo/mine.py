@@ -150,7 +150,7 @@ def record(recipe: Recipe, labels: tuple[str, ...] | None, splits: Mapping[str, 
     return Task(
         f"docs/{recipe.name}",
         Rows(splits, name=f"documentation, {recipe.name}"),
-        recipe.family if labels is None else replace(recipe.family, labels=labels),
+        replace(recipe.family, labels=labels) if isinstance(recipe.family, Classification) else recipe.family,
         tags=frozenset({"demo"}),
         license="as the package it was read from",
         cite="the documentation of the Python packages installed here",

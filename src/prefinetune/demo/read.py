@@ -35,6 +35,9 @@ MOST_FILE_BYTES = 1_000_000  # longer files are generated
 CHUNK = 40  # files that a process reads at a time
 
 
+Node = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
 @dataclass(frozen=True, slots=True)
 class Param:
     name: str
@@ -173,7 +176,7 @@ def read_files(files: Iterable[tuple[str, str, str]]) -> Reading:
     return total
 
 
-def documented(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, str, str]]:
+def documented(tree: ast.Module, module: str) -> Iterator[tuple[Node, str, str]]:
     """(node, name, kind) of the module, its classes and functions, and theirs; not what functions hold."""
     yield tree, module.rpartition(".")[2], "module"
     todo: list[tuple[ast.stmt, bool]] = [(node, False) for node in tree.body]
@@ -192,7 +195,7 @@ def documented(tree: ast.Module, module: str) -> Iterator[tuple[ast.AST, str, st
             todo.extend((child, in_class) for child in [*node.body, *node.orelse])
 
 
-def read_object(node: ast.AST, package: str, module: str, name: str, kind: str, total: Reading) -> Iterator[Doc]:
+def read_object(node: Node, package: str, module: str, name: str, kind: str, total: Reading) -> Iterator[Doc]:
     raw = ast.get_docstring(node, clean=False)
     if not raw or not raw.strip() or len(raw) > 60_000:
         return
@@ -217,11 +220,10 @@ def read_object(node: ast.AST, package: str, module: str, name: str, kind: str, 
         and (text := first_prose(param.description))
     ]
     returned = ("", "")
-    if kind in ("function", "method") and parsed.returns is not None:
-        annotation = ast.unparse(node.returns) if getattr(node, "returns", None) is not None else ""
-        returned = ((parsed.returns.type_name or annotation or "").strip(), first_prose(parsed.returns.description))
-    elif kind in ("function", "method") and getattr(node, "returns", None) is not None:
-        returned = (ast.unparse(node.returns), "")
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and kind != "property":
+        annotation = ast.unparse(node.returns) if node.returns is not None else ""
+        said = parsed.returns
+        returned = (annotation, "") if said is None else (said.type_name or annotation, first_prose(said.description))
     raised = [((item.type_name or "").strip("`: "), first_prose(item.description)) for item in parsed.raises]
     marks = [ast.unparse(mark).lower() for mark in getattr(node, "decorator_list", ())]
     yield Doc(
@@ -258,7 +260,7 @@ def cut_fields(text: str) -> str:
     return text[: min(ends)] if ends else text
 
 
-def signature(node: ast.AST) -> dict[str, tuple[bool, str]]:
+def signature(node: Node) -> dict[str, tuple[bool, str]]:
     """Argument -> (has a default, annotation), from the function or the class's constructor."""
     if isinstance(node, ast.ClassDef):
         made = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
@@ -317,7 +319,7 @@ INLINE = [
     (re.compile(r"\s+"), " "),
     (re.compile(r" ([.,;:)])"), r"\1"),
 ]
-NO_END = re.compile(r"\b(e\.g|i\.e|etc|vs|cf|Fig|Eq|Sec|approx|resp|al|Dr|no|ca|incl|viz|[A-Z])\.$")
+NO_END = re.compile(r"\b(e\.g|i\.e|etc|vs|cf|Fig|Eq|Sec|approx|resp|al|Dr|no|ca|incl|viz)\.$")
 SPACE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 
 

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from prefinetune.demo.read import STDLIB, Doc, normal
+from prefinetune.demo.read import STDLIB, Doc, normal, sentences
 
 NAME = "NAME"
 TEXT_WORDS, CONTEXT_WORDS, ANSWER_WORDS = 60, 120, 25
@@ -164,7 +164,7 @@ def optional_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
 
 def deprecated_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
     near = neighbours(docs)
-    said = re.compile(r"deprecat|removed? in|will be removed|instead|legacy|backward|since version", re.I)
+    said = re.compile("deprecat", re.I)
 
     def row(doc: Doc, label: str) -> Row:
         parts = [part for part in (closed(doc.summary), *doc.body) if not said.search(part)]
@@ -300,7 +300,7 @@ def span_row(doc: Doc, question: str, pieces: Sequence[str], at: int, answer: st
 
 
 def first_sentence(text: str) -> str:
-    return closed(re.split(r"(?<=[.!?]) ", text)[0])
+    return closed(sentences(text)[0])
 
 
 def described_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
