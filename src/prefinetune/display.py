@@ -41,16 +41,16 @@ class Display:
         self.console.print(message, markup=False, soft_wrap=True)
 
     @contextmanager
-    def preparing(self, total_rows: int) -> Iterator[Callable[[int], None]]:
-        """A bar over rows turned into tokens; gives the function that advances it."""
+    def counting(self, unit: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar over things that are counted; gives the function that advances it."""
         if not self.live_screen:
             started = time.monotonic()
-            yield lambda rows: None
-            self.say(f"prepared {total_rows:,} rows in {time.monotonic() - started:.1f} s")
+            yield lambda count: None
+            self.say(f"{total:,} {unit} in {time.monotonic() - started:.1f} s")
             return
-        with self._bar("rows") as bar:
-            job = bar.add_task("preparing", total=total_rows)
-            yield lambda rows: bar.advance(job, rows)
+        with self._bar(unit) as bar:
+            job = bar.add_task("", total=total)
+            yield lambda count: bar.advance(job, count)
 
     @contextmanager
     def training(self, total: int, done: int) -> Iterator[None]:

@@ -88,7 +88,7 @@ def finetune(
     skip = config.data.bad_rows == "skip"
     if "train" not in opened.roles:
         raise InputError(f"task {task.name!r}: no train split; there are {', '.join(opened.source.splits())}")
-    with display.preparing(len(opened.split("train"))) as advance:
+    with display.counting("rows prepared", len(opened.split("train"))) as advance:
         store = build_store(opened, "train", tokenizer, Path(cache) if cache else None, skip, advance)
     chosen = choose(store, opened.family, labels, config.seed)
     examples: Examples = store if chosen is None else [store[index] for index in chosen.tolist()]

@@ -480,7 +480,7 @@ def prepare(
         if one.family.kind == "denoising" and tokenizer.mask_id is None:
             raise InputError(f"task {one.task.name!r}: denoising needs a mask token, and this tokenizer has none")
     total = sum(len(one.split("train")) for one in opened)
-    with display.preparing(total) as advance:
+    with display.counting("rows prepared", total) as advance:
         return [build_store(one, "train", tokenizer, cache, skip_bad_rows, advance) for one in opened]
 
 

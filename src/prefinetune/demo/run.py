@@ -6,9 +6,12 @@ Every stage is a call of the public functions; nothing here is known to the rest
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +71,7 @@ def run_demo(out: Path, seed: int, display: Display) -> dict[str, Any]:
         The lines of the table and the seconds of each stage.
     """
     out.mkdir(parents=True, exist_ok=True)
-    quiet, started, seconds = Display(quiet=True), time.monotonic(), {}
+    started, seconds = time.monotonic(), {}
 
     def stage(number: int, text: str) -> None:
         display.say(f"[{clock(time.monotonic() - started)}] {number}/5 {text}")
@@ -97,7 +100,7 @@ def run_demo(out: Path, seed: int, display: Display) -> dict[str, Any]:
     cells = len(mined.targets) * len(ARMS) * len(SEEDS)
     stage(4, f"learning {len(mined.targets)} tasks that were kept out from {LABELS} labels: {cells} runs")
     mark = time.monotonic()
-    lines = [compare(task, out, quiet) for task in mined.targets]
+    lines = compare(mined.targets, out, display)
     seconds["few labels"] = time.monotonic() - mark
     seconds["all"] = time.monotonic() - started
     stage(5, "done")
@@ -145,23 +148,52 @@ def new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def compare(task: Task, out: Path, quiet: Display) -> Line:
-    """One target from the pre-trained and from the pre-finetuned model: same examples, same updates, several seeds."""
-    scores: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    record: dict[str, Any] = {}
-    for arm, start in ARMS.items():
-        for seed in SEEDS:
-            folder = out / "cells" / f"{task.slug}-{start}-{seed}"
-            known = RunFolder(folder).results()
-            if known:
-                record = known[-1]
-            else:
-                record = finetune(
-                    task, out / start, folder, labels=LABELS, config={**FINETUNING, "seed": seed}, cache=out / "cache",
-                    keep_head=True, resume=True, save_weights=False, arm=arm, display=quiet,
-                ).record  # fmt: skip
-            scores[arm].append(record["score"])
-    return Line(task.name, record["family"], record["metric"], record["scores"].get("majority"), scores)
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning: a kept-out task from one start with one seed."""
+
+    task: Task
+    arm: str
+    seed: int
+    out: Path
+
+    def run(self) -> dict[str, Any]:
+        """Its result record, read if it is there."""
+        start = ARMS[self.arm]
+        folder = self.out / "cells" / f"{self.task.slug}-{start}-{self.seed}"
+        if known := RunFolder(folder).results():
+            return known[-1]
+        return finetune(
+            self.task, self.out / start, folder, labels=LABELS, config={**FINETUNING, "seed": self.seed},
+            cache=self.out / "cache", resume=True, save_weights=False, arm=self.arm,
+        ).record  # fmt: skip
+
+
+def compare(targets: Sequence[Task], out: Path, display: Display) -> list[Line]:
+    """Every target from the pre-trained and from the pre-finetuned model: same examples, same updates, several seeds.
+
+    A small model gains little from a second thread, so cells run side by side with one each.
+    """
+    cells = [Cell(task, arm, seed, out) for task in targets for arm in ARMS for seed in SEEDS]
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), spawn, initializer=one_thread) as pool, display.counting("runs", len(cells)) as done:
+        for cell, record in zip(cells, pool.map(Cell.run, cells), strict=True):
+            found.setdefault((cell.task.name, cell.arm), []).append(record)
+            done(1)
+    lines = []
+    for task in targets:
+        scores = {arm: [record["score"] for record in found[task.name, arm]] for arm in ARMS}
+        record = found[task.name, next(iter(ARMS))][0]
+        majority = record["scores"].get("majority")
+        lines.append(Line(task.name, record["family"], record["metric"], majority, scores))
+    return lines
+
+
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def summary(mined: Mined) -> str:
