@@ -300,7 +300,9 @@ def test_heads_move_at_their_own_rate(model, data):
     moved = {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
     heads = [value for name, value in moved.items() if name.startswith("heads.") and value]
     trunk = [value for name, value in moved.items() if name.startswith("backbone.")]
-    assert heads == pytest.approx([1e-3] * len(heads), rel=0.02)
+    # The bias of the choice head has a gradient of rounding errors only (a softmax does not see it), so not every one is exact.
+    assert np.median(heads) == pytest.approx(1e-3, rel=0.001)
+    assert max(heads) == pytest.approx(1e-3, rel=0.02)
     assert max(trunk) == pytest.approx(1e-5, rel=0.02)
 
 
@@ -340,6 +342,11 @@ def test_the_denoising_heads_output_layer_stays_the_embedding_matrix_in_training
 def test_denoising_is_refused_where_the_architecture_has_no_language_model_head(tmp_path):
     trunk = transformers.AutoModel.from_config(transformers.XLNetConfig(vocab_size=9, d_model=8, n_layer=1, n_head=1, d_inner=8))
     trunk.save_pretrained(tmp_path)
-    for backbone in (Backbone(trunk), load_backbone(str(tmp_path))):
-        with pytest.raises(InputError, match="model type 'xlnet' has no MaskedLM head"):
-            MultiTask(backbone, {"words": FAMILIES["words"]})
+    with pytest.raises(InputError, match="model type 'xlnet' has no MaskedLM head"):
+        MultiTask(Backbone(trunk), {"words": FAMILIES["words"]})
+
+
+def test_an_architecture_whose_heads_were_not_compared_with_transformers_is_refused(tmp_path):
+    transformers.XLNetConfig(vocab_size=9, d_model=8, n_layer=1, n_head=1, d_inner=8).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="type 'xlnet' is not one whose heads were checked; accepted: albert, bert"):
+        load_backbone(str(tmp_path))

@@ -20,7 +20,7 @@ import transformers
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from prefinetune.errors import InputError, listing, nearest
+from prefinetune.errors import InputError, listing
 from prefinetune.families import Family, Segment
 from prefinetune.mixture import hash_key
 
@@ -241,8 +241,10 @@ def read_config(name_or_folder: str) -> Any:
     if config.is_encoder_decoder:
         raise InputError(f"model {name_or_folder!r} ({config.model_type}) is an encoder-decoder; this version trains encoders")
     if config.model_type not in ENCODERS:
-        others = nearest(config.model_type, ENCODERS) or f"; accepted: {listing(ENCODERS, 30)}"
-        raise InputError(f"model {name_or_folder!r}: type {config.model_type!r} is not one whose heads were checked{others}")
+        raise InputError(
+            f"model {name_or_folder!r}: type {config.model_type!r} is not one whose heads were checked; "
+            f"accepted: {listing(ENCODERS, 30)}"
+        )
     return config
 
 

@@ -214,23 +214,6 @@ def order_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
                 yield doc.key, {"first": second, "second": first, "label": "swapped"}
 
 
-def same_module_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    """Not from packages whose sub-modules are targets: which of their summaries belong together is what these ask."""
-    files, packages = defaultdict(list), defaultdict(list)
-    for doc in docs:
-        if doc.package not in TARGET_PACKAGES:
-            files[doc.package, doc.module].append(doc)
-            packages[doc.package].append(doc)
-    for (package, module), mine in files.items():
-        for doc in mine if len(mine) > 1 else ():
-            label = "same" if rng.random() < 0.5 else "other"
-            pool = mine if label == "same" else packages[package]
-            for other in others(doc, pool, 1, rng):
-                if (other.module == module) == (label == "same"):
-                    names = own_names(doc) | own_names(other)
-                    yield doc.key, {"first": mask(doc.summary, names), "second": mask(other.summary, names), "label": label}
-
-
 # ---- choice
 
 
@@ -260,17 +243,6 @@ def summary_of_body_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Ro
             names = {one.name for one in (doc, *wrong)}
             shown = [mask(one.summary, names) for one in wrong]
             yield from choice_row(doc, mask(first_words(doc.body, TEXT_WORDS), names), mask(doc.summary, names), shown, rng)
-
-
-def next_sentence_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    docs = [doc for doc in docs if len(doc.body) >= 2]
-    near = neighbours(docs)
-    for doc in docs:
-        at = rng.randrange(len(doc.body) - 1)
-        wrong = others(doc, near(doc), 3, rng)
-        names = {one.name for one in (doc, *wrong)}
-        shown = [mask(rng.choice(one.body), names) for one in wrong]
-        yield from choice_row(doc, mask(doc.body[at], names), mask(doc.body[at + 1], names), shown, rng)
 
 
 def parameter_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:

@@ -91,7 +91,7 @@ class Classification(Family):
         return {
             "accuracy": float(accuracy_score(gold, predictions)),
             "macro_f1": float(f1_score(gold, predictions, average="macro", zero_division=0)),
-            "matthews": float(matthews_corrcoef(gold, predictions)),
+            "matthews": float(matthews_corrcoef(gold, predictions)) if len({*gold, *predictions}) > 1 else 0.0,
             "majority": most,  # accuracy of always answering the most frequent label of this split
         }
 
