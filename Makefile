@@ -29,7 +29,7 @@ demo: .venv/ready
 	.venv/bin/prefinetune demo
 
 test: .venv/ready
-	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest
+	HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=2000 .venv/bin/python -m pytest
 
 check: .venv/ready
 	.venv/bin/ruff format --check .

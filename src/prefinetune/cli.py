@@ -279,9 +279,9 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a fault of ours (with its traceback), 2 the user's input, 130 interrupted."""
-    # Threads that wait by spinning make a step several times slower as soon as anything else runs on the machine (measured: 7
-    # times with two threads on two busy cores). Read by OpenMP when torch is first imported, which is later.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin while they wait make a step many times slower as soon as anything else runs on the machine; threads that never
+    # spin, a third slower when nothing does. A short spin costs 5 % there (measured with two threads; read when torch is imported).
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         app(standalone_mode=True)
     except InputError as error:

@@ -31,21 +31,14 @@ VOCABULARY, LAYERS, WIDTH, HEADS, LENGTH = 8000, 2, 128, 2, 128
 PRETRAINING: Mapping[str, Any] = {
     "optimizer": {"learning_rate": 2e-3, "warmup": 0.1},
     "mixture": {"sub_batches": 64, "sub_batch_size": 1},
-    "train": {"updates": 800, "checkpoint_every": None, "evaluation_rows": 300, "token_budget": 8192},
+    "train": {"updates": 700, "checkpoint_every": None, "evaluation_rows": 300, "token_budget": 8192},
 }
 # Natural sampling would spend most of these few updates on the largest tasks, which pair texts and are learned last.
 PREFINETUNING: Mapping[str, Any] = {
     "data": {"max_length": 64},
-    "data": {"max_length": 64},
     "optimizer": {"learning_rate": 5e-4},
     "mixture": {"sub_batches": 32, "sub_batch_size": 2, "sampling": "temperature", "temperature": 3},
-    "train": {"updates": 1500, "checkpoint_every": None, "evaluation_rows": 100, "token_budget": 8192},
-}
-FINETUNING: Mapping[str, Any] = {
-    "data": {"max_length": 64},
-    "optimizer": {"learning_rate": 1e-3, "warmup": 0.06},
-    "mixture": {"sub_batches": 16, "sub_batch_size": 4},
-    "train": {"updates": 1500, "checkpoint_every": None, "evaluation_rows": 100, "token_budget": 8192},
+    "train": {"updates": 1300, "checkpoint_every": None, "evaluation_rows": 100, "token_budget": 8192},
 }
 FINETUNING: Mapping[str, Any] = {
     "data": {"max_length": 64},
@@ -159,7 +152,6 @@ def new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
         num_attention_heads=HEADS,
         intermediate_size=2 * WIDTH,
         max_position_embeddings=LENGTH,
-        global_attn_every_n_layers=1,
         classifier_pooling="mean",
         classifier_dropout=0.1,
         pad_token_id=tokenizer.pad_token_id,
