@@ -279,8 +279,8 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a fault of ours (with its traceback), 2 the user's input, 130 interrupted."""
-    # Threads that spin while they wait make a step many times slower as soon as anything else runs on the machine; threads that never
-    # spin, a third slower when nothing does. A short spin costs 5 % there (measured with two threads; read when torch is imported).
+    # Threads that spin while they wait make a step many times slower as soon as anything else runs on the machine; threads that
+    # never spin, a third slower when nothing does; a short spin costs 5 % then (measured with two). Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         app(standalone_mode=True)
