@@ -31,20 +31,20 @@ VOCABULARY, LAYERS, WIDTH, HEADS, LENGTH = 8000, 2, 128, 2, 128
 PRETRAINING: Mapping[str, Any] = {
     "optimizer": {"learning_rate": 2e-3, "warmup": 0.1},
     "mixture": {"sub_batches": 64, "sub_batch_size": 1},
-    "train": {"updates": 700, "checkpoint_every": None, "evaluation_rows": 300, "token_budget": 8192},
+    "train": {"updates": 650, "checkpoint_every": None, "evaluation_rows": 300, "token_budget": 8192},
 }
 # Natural sampling would spend most of these few updates on the largest tasks, which pair texts and are learned last.
 PREFINETUNING: Mapping[str, Any] = {
     "data": {"max_length": 64},
     "optimizer": {"learning_rate": 5e-4},
     "mixture": {"sub_batches": 32, "sub_batch_size": 2, "sampling": "temperature", "temperature": 3},
-    "train": {"updates": 1300, "checkpoint_every": None, "evaluation_rows": 100, "token_budget": 8192},
+    "train": {"updates": 1200, "checkpoint_every": None, "evaluation_rows": 100, "token_budget": 8192},
 }
 FINETUNING: Mapping[str, Any] = {
     "data": {"max_length": 64},
     "optimizer": {"learning_rate": 5e-4},
     "mixture": {"sub_batches": 8, "sub_batch_size": 4},
-    "train": {"updates": 120, "evaluate_every": 20, "evaluation_rows": 200, "patience": 3, "log_every": 60},
+    "train": {"updates": 100, "evaluate_every": 25, "evaluation_rows": 100, "patience": 2, "log_every": 50},
 }
 ARMS = {"pre-trained": "pretrained", "pre-finetuned": "prefinetuned"}
 
