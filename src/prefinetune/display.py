@@ -99,9 +99,10 @@ class Display:
         r = self.record
         if not r:
             return ""
+        loss = "-" if r["loss"] is None else f"{r['loss']:.4f}"
         skipped = f"  {r['skipped']} skipped" if r["skipped"] else ""
         return (
-            f"loss {r['loss']:.4f}  {r['examples_per_second']:.0f} examples/s  {r['tokens_per_second']:,.0f} tokens/s  "
+            f"loss {loss}  {r['examples_per_second']:.0f} examples/s  {r['tokens_per_second']:,.0f} tokens/s  "
             f"padding {r['padding']:.1%}{skipped}"
         )
 

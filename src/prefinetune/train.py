@@ -132,7 +132,7 @@ def read_losses(parts: Sequence[tuple[Any, torch.Tensor]], norm: float, batches:
 
 
 def make_optimizer(model: MultiTask, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW (fused), weight decay on matrices only; a group's `scale` is its peak rate."""
+    """AdamW (fused), weight decay on matrices only; a group's `peak` is its highest rate."""
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         groups[name.startswith("heads."), parameter.ndim > 1].append(parameter)
@@ -261,7 +261,7 @@ def fit(
                     save()
                     raise InputError(
                         f"{progress.skipped_in_a_row} updates in a row were not finite (last: {rows}); a lower "
-                        "optimizer.learning_rate, or a look at these rows, should help. The last state was saved"
+                        "optimizer.learning_rate, or a look at these rows, should help"
                     )
             else:
                 window.add(report, seconds)
@@ -277,11 +277,8 @@ def fit(
                 mean = mean_score(scores, model.families)
                 display.evaluated(progress.updates, scores, mean)
                 if progress.best_score is None or mean > progress.best_score:
-                    progress.best_score, progress.best_update, progress.evaluations_since_best = (
-                        mean,
-                        progress.updates,
-                        0,
-                    )
+                    progress.best_score, progress.best_update = mean, progress.updates
+                    progress.evaluations_since_best = 0
                     if settings.patience:
                         best = {name: tensor.clone() for name, tensor in model.unique_state().items()}
                 else:
@@ -329,7 +326,7 @@ class Window:
         return {
             "step": progress.updates,
             "epoch": round(progress.updates / mixture.updates_per_epoch, 4),
-            "loss": self.loss / count,
+            "loss": self.loss / count if self.updates else None,  # None: every update of the window was skipped
             "loss_by_task": {task: total / times for task, (total, times) in sorted(self.by_task.items())},
             "lr": rate,
             "grad_norm": self.grad_norm / count,

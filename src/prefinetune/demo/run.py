@@ -44,7 +44,7 @@ FINETUNING: Mapping[str, Any] = {
     "data": {"max_length": 64},
     "optimizer": {"learning_rate": 5e-4},
     "mixture": {"sub_batches": 8, "sub_batch_size": 4},
-    "train": {"updates": 100, "evaluate_every": 25, "evaluation_rows": 100, "patience": 2, "log_every": 50},
+    "train": {"updates": 80, "evaluate_every": 20, "evaluation_rows": 100, "patience": 2, "log_every": 50},
 }
 ARMS = {"pre-trained": "pretrained", "pre-finetuned": "prefinetuned"}
 
