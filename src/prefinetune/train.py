@@ -389,7 +389,7 @@ def train(
         suite: a Suite, or the path of a suite file.
         model: a hub name, a folder, or the folder of an earlier run.
         out: the run's folder; see docs/design.md for what it holds at the end.
-        config: settings that differ from the defaults.
+        config: settings that differ from the defaults and the suite's mixture; a whole Config replaces both.
         data_root: a mirror of hub datasets, DATA_ROOT/SLUG/SPLIT.parquet.
         cache: where token stores are kept.
         resume: go on with the run that `out` holds.
@@ -474,8 +474,6 @@ def prepare(
     for one in opened:
         if "train" not in one.roles:
             raise InputError(f"task {one.task.name!r}: no train split; there are {', '.join(one.source.splits())}")
-        if one.family.kind == "denoising" and tokenizer.mask_id is None:
-            raise InputError(f"task {one.task.name!r}: denoising needs a mask token, and this tokenizer has none")
     total = sum(len(one.split("train")) for one in opened)
     with display.counting("rows prepared", total) as advance:
         return [build_store(one, "train", tokenizer, cache, skip_bad_rows, advance) for one in opened]

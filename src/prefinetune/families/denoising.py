@@ -49,6 +49,8 @@ class Denoising(Family):
         return np.zeros(0, dtype=np.int64)
 
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, for_training: bool = True) -> list[Encoded]:
+        if tokenizer.mask_id is None:
+            raise InputError("denoising needs a mask token, and this tokenizer has none")
         nothing = np.zeros(0, dtype=np.int64)
         pieces = tokenizer.pieces([example.texts[0][0] for example in examples])
         encoded = [Encoded([ids], [len(ids)], nothing, source=index) for index, mine in enumerate(pieces) for ids in mine]
