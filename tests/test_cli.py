@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import typing
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,7 @@ def test_an_interrupt_exits_with_130(command, monkeypatch, suite, tiny_model):
     def interrupted(*_: object, **__: object) -> typing.NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prefinetune.train.train", interrupted)
+    monkeypatch.setattr(import_module("prefinetune.train"), "train", interrupted)
     code, _, said = command("train", suite, "-m", tiny_model)
     assert code == 130
     assert "--resume" in said
@@ -253,3 +254,12 @@ def test_importing_and_listing_are_quick_and_load_neither_torch_nor_network():
     assert float(seconds) < 0.3
     assert heavy == "[]"
     assert len(json.loads(done.stdout)) > 50
+
+
+def test_public_functions_stay_functions_when_the_files_of_their_names_are_imported():
+    code = (
+        "import prefinetune.finetune, prefinetune.compare, prefinetune.train, prefinetune.catalog\n"
+        "from prefinetune import train, finetune, compare, catalog\n"
+        "assert all(callable(f) for f in (train, finetune, compare, catalog)), (train, finetune, compare, catalog)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefinetune.catalog import catalog
+    from prefinetune.compare import compare
     from prefinetune.config import Config
     from prefinetune.errors import InputError
+    from prefinetune.evidence import Comparison, read_comparison
     from prefinetune.families import Choice, Classification, Denoising, Regression, Span
     from prefinetune.finetune import Tuned, finetune
     from prefinetune.sources import Files, Hub, Rows
@@ -16,16 +20,16 @@ if TYPE_CHECKING:
     from prefinetune.train import Run, train
 
 HOMES = {
-    "catalog": "catalog", "Config": "config", "InputError": "errors", "Choice": "families", "Classification": "families",
-    "Denoising": "families", "Regression": "families", "Span": "families", "Tuned": "finetune", "finetune": "finetune",
-    "Files": "sources", "Hub": "sources", "Rows": "sources", "Suite": "task", "Task": "task", "read_suite": "task",
-    "Run": "train", "train": "train",
+    "catalog": "catalog", "compare": "compare", "Comparison": "evidence", "Config": "config", "InputError": "errors",
+    "Choice": "families", "Classification": "families", "Denoising": "families", "Regression": "families", "Span": "families",
+    "Tuned": "finetune", "finetune": "finetune", "Files": "sources", "Hub": "sources", "Rows": "sources", "Suite": "task",
+    "Task": "task", "read_comparison": "evidence", "read_suite": "task", "Run": "train", "train": "train",
 }  # fmt: skip
 
 __version__ = "0.1.0"
 __all__ = [
-    "Choice", "Classification", "Config", "Denoising", "Files", "Hub", "InputError", "Regression", "Rows", "Run", "Span", "Suite",
-    "Task", "Tuned", "catalog", "finetune", "read_suite", "train",
+    "Choice", "Classification", "Comparison", "Config", "Denoising", "Files", "Hub", "InputError", "Regression", "Rows", "Run",
+    "Span", "Suite", "Task", "Tuned", "catalog", "compare", "finetune", "read_comparison", "read_suite", "train",
 ]  # fmt: skip
 
 
@@ -34,9 +38,20 @@ def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module 'prefinetune' has no attribute {name!r}")
     value = getattr(import_module(f"prefinetune.{HOMES[name]}"), name)
-    globals()[name] = value  # also where a submodule of the same name (train, finetune) was put by its import
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class Package(ModuleType):
+    """This package; its `train`, `finetune` and `compare` stay functions when the files of these names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = Package

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,6 +113,92 @@ def finetune(
     display.say(f"the model is in {done.folder / 'model'}")
     if as_json:
         emit(record)
+
+
+@app.command()
+def compare(
+    tasks: Annotated[
+        list[str],
+        typer.Argument(metavar="TASK... [SECTION.FIELD=VALUE]...", help="Files with one task each, or names; settings."),
+    ],
+    start: Annotated[str, typer.Option("--from", "-f", help="The pre-finetuned run (or model) that is judged.")] = "",
+    base: Annotated[str, typer.Option(help="What it is judged against; what the run started from, when left out.")] = "",
+    arm: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=MODEL_OR_RUN", help="A control: one more starting point. May be repeated.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="Numbers of labelled examples, with commas; all is all there are.")] = "32,128,all",
+    seeds: Annotated[int, typer.Option(help="Labelled subsets, orders and heads; an interval takes two.")] = 5,
+    grid: Annotated[str, typer.Option(help="Learning rates to choose from, on the base arm's validation.")] = "1e-5,3e-5,1e-4",
+    processes: Annotated[int, typer.Option(min=1, help="Fine-tunings side by side: for small models on many cores.")] = 1,
+    out: Out = Path("runs/compare"),
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Did it help? Fine-tune from several starting points, with intervals. Finished parts are not run again."""
+    from prefinetune.compare import compare as run
+    from prefinetune.compare import show
+    from prefinetune.config import make_config
+    from prefinetune.display import Display
+
+    if not start:
+        raise InputError("--from is missing: a run, a hub name or a model folder")
+    given = [text for text in tasks if "=" in text and not Path(text).exists()]
+    found = [text for text in tasks if text not in given]
+    if not found:
+        raise InputError("a task is missing: a file with one task, or the name of one in the catalogue")
+    said = make_config(overrides=given).model_dump(exclude_unset=True)
+    display = Display()
+    comparison = run(
+        found, start, out, base=base or None, arms=parse_arms(arm or ()), labels=parse_counts(labels), seeds=seeds,
+        grid=parse_rates(grid), config=said, data_root=data_root, cache=cache, processes=processes,
+        command=shlex.join(["prefinetune", *sys.argv[1:]]), display=display,
+    )  # fmt: skip
+    show(comparison, display)
+    display.say(f"the cells are in {out}; `prefinetune report {out} --open` draws them")
+    if as_json:
+        from dataclasses import asdict
+
+        emit({"out": str(out), "lines": [asdict(line) for line in comparison.lines], "missing": comparison.missing,
+              "problems": comparison.problems, "sentences": comparison.sentences()})  # fmt: skip
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, comparisons, or folders that hold some.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+    show_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw runs and comparisons on one page that needs no network."""
+    from prefinetune.report import write_report
+
+    page = write_report(folders, out)
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
+    if as_json:
+        emit({"out": str(page)})
+    if show_it:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List the runs under a folder: state, tasks, updates, best score, and what to type next."""
+    from dataclasses import asdict
+
+    from prefinetune.report import list_runs
+
+    lines = list_runs(folder)
+    if as_json:
+        emit([asdict(line) for line in lines])
+        return
+    rows = [(str(r.folder), r.kind, r.state, str(r.tasks), r.done, r.best, r.next_command) for r in lines]
+    show_table(("folder", "kind", "state", "tasks", "done", "best", "next"), rows)
 
 
 @app.command()
@@ -247,6 +334,36 @@ def parse_labels(text: str | None) -> int | float | None:
         raise InputError(
             f"--labels: {text!r} is not accepted; expected a number such as 128, a share such as 0.1, or all"
         ) from None
+
+
+def parse_counts(text: str) -> list[int | None]:
+    counts: list[int | None] = []
+    for part in text.split(","):
+        count = parse_labels(part.strip())
+        if isinstance(count, float):
+            raise InputError(f"--labels: {part.strip()!r} is not accepted; expected numbers such as 32,128 or all")
+        counts.append(count)
+    return counts
+
+
+def parse_rates(text: str) -> list[float]:
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate < 1 for rate in rates):
+        raise InputError(f"--grid: {text!r} is not accepted; expected learning rates such as 1e-5,3e-5,1e-4")
+    return rates
+
+
+def parse_arms(texts: Sequence[str]) -> dict[str, str]:
+    arms: dict[str, str] = {}
+    for text in texts:
+        name, equals, start = text.partition("=")
+        if not (name and equals and start) or name in arms:
+            raise InputError(f"--arm: {text!r} is not accepted; expected NAME=MODEL_OR_RUN, each name once")
+        arms[name] = start
+    return arms
 
 
 def about(task: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Display:
         self.console = console or Console(stderr=True, quiet=quiet, highlight=False)
         self.live_screen = self.console.is_terminal and not quiet
         if not self.console.is_terminal:
-            self.console.width = 120  # a file has no width of its own, and tables cut to 80 columns read badly
+            self.console.width = 160  # a file has no width of its own, and tables cut to 80 columns read badly
         self.losses: dict[str, float] = {}
         self.last_line = 0.0
         self.record: Mapping[str, Any] = {}

@@ -83,43 +83,98 @@ def finetune(
     given = config.model_dump(exclude_unset=True) if isinstance(config, Config) else dict(config or {})
     config = make_config(DEFAULTS, given)
     name = str(model_folder(start))
-    tokenizer = load_tokenizer(name, config.data.max_length, read_config(name))
+    prepared = prepare_task(task, name, config, data_root, cache, display)
+    examples = prepared.examples(labels, config.seed)
+    config = with_length(config, given, len(examples))
+
+    identity = {
+        "kind": "finetune", "model": name, "settings": config.digest(), "data": prepared.store.manifest["digest"],
+        "labels": labels, "keep_head": keep_head,
+    }  # fmt: skip
+    folder, resolved = RunFolder(out), describe(prepared.opened, prepared.store)
+    folder.start(identity, config.to_yaml(), {"name": task.name, "model": name, "tasks": [resolved]}, resume)
+    report_cuts([resolved], display)
+
+    learned = learn(prepared, start, examples, config, keep_head, folder, display, resume)
+    if save_weights:
+        save_task_model(learned.model, task.name, prepared.tokenizer, folder.path / "model")
+    record = {"arm": arm, **learned.record, "digest": digest_of(identity)}
+    folder.add_result(record)
+    return Tuned(folder.path, record, learned.predictions)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task as one tokenizer reads it: all that fine-tunings of it share."""
+
+    opened: OpenTask
+    tokenizer: Tokenizer
+    store: Store
+    selection: list[Encoded]  # for early stopping, or to choose settings by
+    scored: list[Encoded]
+    split: str  # what the scored rows are
+
+    def examples(self, labels: int | float | None, seed: int) -> Examples:
+        """The training examples of a few-label subset; all where `labels` is None."""
+        chosen = choose(self.store, self.opened.family, labels, seed)
+        return self.store if chosen is None else [self.store[index] for index in chosen.tolist()]
+
+
+def prepare_task(
+    task: Task, model: str, config: Config, data_root: str | Path | None, cache: str | Path | None, display: Display
+) -> Prepared:
+    """Read and tokenize a task's splits.
+
+    Raises:
+        InputError: the model or the task's data cannot be used.
+    """
+    tokenizer = load_tokenizer(model, config.data.max_length, read_config(model))
     opened = open_task(task, data_root, config.data.max_rows)
     skip = config.data.bad_rows == "skip"
     if "train" not in opened.roles:
         raise InputError(f"task {task.name!r}: no train split; there are {', '.join(opened.source.splits())}")
     with display.counting("rows prepared", len(opened.split("train"))) as advance:
         store = build_store(opened, "train", tokenizer, Path(cache) if cache else None, skip, advance)
-    chosen = choose(store, opened.family, labels, config.seed)
-    examples: Examples = store if chosen is None else [store[index] for index in chosen.tolist()]
-    config = with_length(config, given, len(examples))
+    return Prepared(opened, tokenizer, store, *held_out(opened, tokenizer, config.train.evaluation_rows, skip))
 
-    identity = {
-        "kind": "finetune", "model": name, "settings": config.digest(), "data": store.manifest["digest"],
-        "labels": labels, "keep_head": keep_head,
-    }  # fmt: skip
-    folder, resolved = RunFolder(out), describe(opened, store)
-    folder.start(identity, config.to_yaml(), {"name": task.name, "model": name, "tasks": [resolved]}, resume)
-    report_cuts([resolved], display)
 
-    model = MultiTask(load_backbone(name, config.model.attention_dropout), {task.name: opened.family}, config.seed)
-    kept = keep_head and load_head(model, task.name, Path(start))
-    selection, scored, split = held_out(opened, tokenizer, config.train.evaluation_rows, skip)
-    data = [TaskData(task.name, opened.family, examples)]
-    progress = fit(model, tokenizer, data, {task.name: selection}, config, folder, display, resume).progress
-    predictions = predict(model, tokenizer, task.name, scored)
-    scores = opened.family.score(predictions, scored)
-    if save_weights:
-        save_task_model(model, task.name, tokenizer, folder.path / "model")
+@dataclass
+class Learned:
+    """What `learn` gives back."""
+
+    model: MultiTask
+    record: dict[str, Any]  # as in results.jsonl, but for what only the caller knows
+    predictions: list[Any]
+
+
+def learn(
+    prepared: Prepared,
+    start: str | Path,
+    examples: Examples,
+    config: Config,
+    keep_head: bool = True,
+    folder: RunFolder | None = None,
+    display: Display | None = None,
+    resume: bool = False,
+) -> Learned:
+    """Fine-tune on prepared examples, and score. Without a folder nothing is written."""
+    opened, task = prepared.opened, prepared.opened.task.name
+    family = opened.family
+    model = MultiTask(load_backbone(str(model_folder(start)), config.model.attention_dropout), {task: family}, config.seed)
+    kept = keep_head and load_head(model, task, Path(start))
+    data = [TaskData(task, family, examples)]
+    result = fit(model, prepared.tokenizer, data, {task: prepared.selection}, config, folder, display, resume)
+    progress = result.progress
+    predictions = predict(model, prepared.tokenizer, task, prepared.scored)
+    scores = family.score(predictions, prepared.scored)
     record = {
-        "task": task.name, "family": opened.family.kind, "arm": arm, "base": str(start),
-        "labels": len(examples), "seed": config.seed, "metric": opened.family.metric, "score": scores[opened.family.metric],
-        "scores": scores, "split": split, "rows": len(scored), "head": "kept" if kept else "new",
-        "best_update": progress.best_update, "examples": progress.examples, "updates": progress.updates,
-        "seconds": round(progress.seconds, 2), "digest": digest_of(identity),
+        "task": task, "family": family.kind, "base": str(start), "labels": len(examples), "seed": config.seed,
+        "metric": family.metric, "score": scores[family.metric], "scores": scores, "split": prepared.split,
+        "rows": len(prepared.scored), "head": "kept" if kept else "new", "best_update": progress.best_update,
+        "validation": result.scores[task][family.metric], "examples": progress.examples, "updates": progress.updates,
+        "seconds": round(progress.seconds, 2),
     }  # fmt: skip
-    folder.add_result(record)
-    return Tuned(folder.path, record, predictions)
+    return Learned(model, record, predictions)
 
 
 def with_length(config: Config, given: Mapping[str, Any], num_examples: int) -> Config:

@@ -6,11 +6,11 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -124,14 +124,41 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
         file.write(line.encode())
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a half-written line is passed over."""
-    return list(_records(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
+class Lines(NamedTuple):
+    """A JSON-lines file, read: its records, and the lines that are none with their numbers from 1."""
+
+    records: list[dict[str, Any]]
+    torn: list[tuple[int, str]]
 
 
-def _records(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
+def read_lines(path: Path) -> Lines:
+    """The records of a JSON-lines file, and what a process that was killed while writing left half-written in it."""
+    found = Lines([], [])
+    if not path.exists():
+        return found
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except ValueError:
-            continue  # of a process that was killed while writing; what it held was not reported as done
+            record = None
+        if isinstance(record, dict):
+            found.records.append(record)
+        elif line.strip():
+            found.torn.append((number, line))
+    return found
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a half-written line is passed over: what it held was not reported as done."""
+    return read_lines(path).records
+
+
+def set_torn_aside(path: Path) -> list[tuple[int, str]]:
+    """Move lines that are no records from `path` to `path`.torn, so that the file is whole again; gives them back."""
+    records, torn = read_lines(path)
+    if torn:
+        aside = path.with_name(path.name + ".torn")
+        kept = aside.read_text(encoding="utf-8") if aside.exists() else ""
+        write(aside, kept + "".join(line + "\n" for _, line in torn))
+        write(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return torn

@@ -203,6 +203,16 @@ class Family:
         """Scores over a whole split, by metric name; the family's `metric` among them."""
         raise NotImplementedError
 
+    def row_statistics(self, predictions: Sequence[Any], examples: Sequence[Encoded]) -> np.ndarray:
+        """Per row what the score is made of, [e, k]: `score_of_means` of their mean over rows is the score of `metric`. With
+        that, a bootstrap over rows scores thousands of resamples without a metric library."""
+        raise NotImplementedError
+
+    @classmethod
+    def score_of_means(cls, means: np.ndarray) -> np.ndarray:
+        """The score [...] that means of row statistics [..., k] stand for; for most families the mean itself."""
+        return means[..., 0]
+
     def strata(self, targets: np.ndarray) -> np.ndarray:
         """To which of the groups that a small subset must represent each of the targets [n, width] belongs; one group, unless a
         family has labels."""
@@ -230,6 +240,11 @@ class Family:
     def identity(self) -> dict[str, Any]:
         """What a token store of this family depends on: its settings, without what only heads and scores use."""
         return {"family": self.kind, **self.settings()}
+
+
+def is_right(predictions: Sequence[int], examples: Sequence[Encoded]) -> np.ndarray:
+    """[e, 1]: 1 where the predicted index is the target; the row statistics of accuracy."""
+    return np.array([[found == int(example.target[0])] for found, example in zip(predictions, examples, strict=True)], np.float64)
 
 
 def plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from prefinetune.families.base import (
     Field,
     Segment,
     check_fields,
+    is_right,
     read,
     read_text,
 )
@@ -115,3 +116,6 @@ class Choice(Family):
             "majority": max(gold.count(label) for label in set(gold)) / len(gold),
             "chance": float(np.mean([1 / len(example.sequences) for example in examples])),
         }
+
+    def row_statistics(self, predictions: Sequence[int], examples: Sequence[Encoded]) -> np.ndarray:
+        return is_right(predictions, examples)

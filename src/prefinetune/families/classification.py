@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prefinetune.errors import InputError
-from prefinetune.families.base import Encoded, Example, Family, Field, Segment, check_fields, numbered_rows, read, read_text
+from prefinetune.families.base import (
+    Encoded,
+    Example,
+    Family,
+    Field,
+    Segment,
+    check_fields,
+    is_right,
+    numbered_rows,
+    read,
+    read_text,
+)
 from prefinetune.families.labels import check_labels, label_index, labels_in
 
 if TYPE_CHECKING:
@@ -94,6 +105,9 @@ class Classification(Family):
             "matthews": float(matthews_corrcoef(gold, predictions)) if len({*gold, *predictions}) > 1 else 0.0,
             "majority": most,  # accuracy of always answering the most frequent label of this split
         }
+
+    def row_statistics(self, predictions: Sequence[int], examples: Sequence[Encoded]) -> np.ndarray:
+        return is_right(predictions, examples)
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
         return targets[:, 0]

@@ -119,3 +119,11 @@ class Denoising(Family):
     def score(self, predictions: Sequence[tuple[int, int]], examples: Sequence[Encoded]) -> dict[str, float]:
         right, masked = np.array(predictions).sum(axis=0)
         return {"accuracy": float(right / masked)}
+
+    def row_statistics(self, predictions: Sequence[tuple[int, int]], examples: Sequence[Encoded]) -> np.ndarray:
+        """[e, 2]: tokens named rightly, tokens masked."""
+        return np.array(predictions, dtype=np.float64)
+
+    @classmethod
+    def score_of_means(cls, means: np.ndarray) -> np.ndarray:
+        return means[..., 0] / means[..., 1]

@@ -121,6 +121,21 @@ class Regression(Family):
             "rmse": float(np.sqrt(np.mean((gold - found) ** 2))),
         }
 
+    def row_statistics(self, predictions: Sequence[float], examples: Sequence[Encoded]) -> np.ndarray:
+        """[e, 5]: target x, prediction y, xx, yy, xy; both centred first, which a correlation does not mind, so that sums of
+        squares keep their digits."""
+        gold = np.array([float(example.target[0]) for example in examples])
+        found = np.asarray(predictions, dtype=np.float64)
+        x, y = gold - gold.mean(), found - found.mean()
+        return np.stack([x, y, x * x, y * y, x * y], axis=1)
+
+    @classmethod
+    def score_of_means(cls, means: np.ndarray) -> np.ndarray:
+        """Pearson's correlation; 0 where either side does not vary, as in `score`."""
+        x, y, xx, yy, xy = np.moveaxis(means, -1, 0)
+        spread = np.maximum(xx - x * x, 0) * np.maximum(yy - y * y, 0)
+        return np.where(spread > 1e-24, (xy - x * y) / np.sqrt(np.where(spread > 1e-24, spread, 1)), 0.0)
+
     def head_identity(self) -> dict[str, Any]:
         return {**super().head_identity(), "low": self.low, "high": self.high}
 

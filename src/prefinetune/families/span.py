@@ -188,15 +188,22 @@ class Span(Family):
         return answers
 
     def score(self, predictions: Sequence[str], examples: Sequence[Encoded]) -> dict[str, float]:
-        from torchmetrics.functional.text import squad
+        return squad_scores(predictions, [example.reference[1] for example in examples])
 
-        found: Any = [{"id": str(i), "prediction_text": text} for i, text in enumerate(predictions)]
-        gold: Any = [
-            {"id": str(i), "answers": {"text": list(example.reference[1]) or [""], "answer_start": [0]}}
-            for i, example in enumerate(examples)
-        ]
-        scores = squad(found, gold)
-        return {"f1": float(scores["f1"]) / 100, "exact_match": float(scores["exact_match"]) / 100}
+    def row_statistics(self, predictions: Sequence[str], examples: Sequence[Encoded]) -> np.ndarray:
+        """[e, 1]: the F1 of each answer."""
+        pairs = zip(predictions, examples, strict=True)
+        return np.array([[squad_scores([text], [example.reference[1]])["f1"]] for text, example in pairs])
+
+
+def squad_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Means of SQuAD's F1 and exact match; no answer at all is the empty text."""
+    from torchmetrics.functional.text import squad
+
+    found: Any = [{"id": str(i), "prediction_text": text} for i, text in enumerate(predictions)]
+    gold: Any = [{"id": str(i), "answers": {"text": list(texts) or [""], "answer_start": [0]}} for i, texts in enumerate(answers)]
+    scores = squad(found, gold)
+    return {"f1": float(scores["f1"]) / 100, "exact_match": float(scores["exact_match"]) / 100}
 
 
 def most_central(windows: Sequence[Window], start: int, end: int) -> tuple[Window, tuple[int, int]] | None:

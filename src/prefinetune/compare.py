@@ -1,0 +1,418 @@
+"""Did it help? The same few-label fine-tunings from several starting points, one cell each; `evidence.py` reads them.
+
+Fair by construction: in every arm the same labelled rows, order and number of updates, no early stopping, and one learning rate,
+chosen on the base arm. See docs/evidence.md for why.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from prefinetune.checkpoint import checksum
+from prefinetune.config import Config, make_config
+from prefinetune.display import Display
+from prefinetune.errors import InputError, listing
+from prefinetune.evidence import Comparison, Effect, best_rates, planned_cells, read_comparison, read_plan, rows_file
+from prefinetune.finetune import DEFAULTS, Prepared, learn, prepare_task, with_length
+from prefinetune.model import read_config
+from prefinetune.results import append, environment, now, read_records, set_torn_aside, write
+from prefinetune.sources import open_task
+from prefinetune.store import Store, build_store
+from prefinetune.task import Task, find_task
+from prefinetune.tokenizer import load_tokenizer
+from prefinetune.train import digest_of, model_folder
+
+BASE, TREATED = "base", "pre-finetuned"
+LABELS, SEEDS, TUNING_SEEDS = (32, 128, None), 5, 2
+GRID = (1e-5, 3e-5, 1e-4)  # learning rates tried on the base arm
+NO_STOPPING: Mapping[str, Any] = {"train": {"checkpoint_every": None, "evaluate_every": None, "patience": None}}
+
+Outcome = tuple[dict[str, Any], np.ndarray | None]  # a cell's record, and its row statistics
+Runner = Callable[[Sequence["Cell"]], Iterable[Outcome]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning of a comparison."""
+
+    task: str
+    arm: str
+    start: str
+    labels: int
+    seed: int
+    learning_rate: float
+    digest: str
+
+
+def compare(
+    tasks: Sequence[Task | str | Path],
+    start: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    arms: Mapping[str, str | Path] | None = None,
+    labels: Sequence[int | None] = LABELS,
+    seeds: int = SEEDS,
+    grid: Sequence[float] = GRID,
+    tuning_seeds: int = TUNING_SEEDS,
+    config: Config | Mapping[str, Any] | None = None,
+    data_root: str | Path | None = None,
+    cache: str | Path | None = None,
+    processes: int = 1,
+    command: str = "",
+    display: Display | None = None,
+) -> Comparison:
+    """Fine-tune every task from every arm with every number of labels and every seed, and say what the scores justify.
+
+    Args:
+        tasks: Tasks, names of ones that ship with us, or suite files with one task.
+        start: the pre-finetuned run (or model) that is judged.
+        out: the comparison's folder. Finished cells that it holds are not run again.
+        base: what it is judged against; what the run started from, when left out.
+        arms: further starting points by name: controls.
+        labels: numbers of labelled examples; None is all there are.
+        seeds: how many; a seed is one labelled subset, order, head and dropout.
+        grid: learning rates; one is chosen per task and number of labels, on the base arm's validation score.
+        tuning_seeds: seeds whose mean that validation score is.
+        config: settings of every cell; a learning rate in it replaces the grid.
+        processes: cells that run side by side, with an equal share of the cores each.
+
+    Raises:
+        InputError: anything in tasks, data, models or settings that cannot be used, or a folder that holds another comparison.
+    """
+    display, folder = display or Display(quiet=True), Path(out)
+    given = config.model_dump(exclude_unset=True) if isinstance(config, Config) else dict(config or {})
+    if said := {"patience", "evaluate_every"} & set(given.get("train", {})):
+        raise InputError(f"train.{said.pop()}: a comparison gives every arm the same number of updates; it does not stop early")
+    settings = make_config(DEFAULTS, given, NO_STOPPING)
+    if "learning_rate" in given.get("optimizer", {}):
+        grid = (settings.optimizer.learning_rate,)
+    if seeds < 1 or not grid or not labels:
+        raise InputError(f"seeds: {seeds}, labels: {labels}, grid: {grid} are not accepted; at least one of each is needed")
+    found = [task if isinstance(task, Task) else find_task(task) for task in tasks]
+    names = [task.name for task in found]
+    if len(set(names)) < len(names):
+        raise InputError(f"tasks: given twice: {listing(sorted({name for name in names if names.count(name) > 1}))}")
+    bench = Bench(dict(zip(names, tasks, strict=True)), settings, given, data_root, Path(cache) if cache else None)
+    starts = all_arms(start, base, arms or {})
+    plan = {
+        "format": 1, "base": BASE, "treated": TREATED,
+        "arms": {name: {"start": str(where), "weights": weights_digest(where)} for name, where in starts.items()},
+        "tasks": {}, "labels": ["all" if count is None else str(count) for count in labels], "seeds": list(range(seeds)),
+        "grid": sorted(grid), "tuning_seeds": list(range(min(tuning_seeds, seeds))), "settings": bench.told(), "left_out": [],
+        "command": command, "started": now(), "environment": environment(),
+    }  # fmt: skip
+    for task in found:
+        plan_task(plan, bench, task, starts, labels, display)
+    claim(folder, plan, display)
+
+    cells = list(tuning_cells(plan, bench))
+    display.say(
+        f"{len(found)} tasks x {len(labels)} label counts x {len(starts)} arms x {seeds} seeds; the learning rate is chosen on "
+        f"the base arm from {listing(grid)} ({len(cells)} cells)"
+    )
+    with cell_runner(bench, processes) as run:
+        run_missing(cells, folder, run, "tuning cells", display)
+        rates = best_rates(plan, read_records(folder / "results.jsonl"))
+        run_missing(list(compared_cells(plan, bench, rates)), folder, run, "cells", display)
+    return read_comparison(folder)
+
+
+def all_arms(start: str | Path, base: str | Path | None, others: Mapping[str, str | Path]) -> dict[str, str | Path]:
+    """Every arm's starting point by name: the base, the controls, and the pre-finetuned run."""
+    if base is None:
+        try:
+            base = json.loads((Path(start) / "run.json").read_text())["model"]
+        except (OSError, ValueError, KeyError):
+            raise InputError(f"--base is missing, and {start} is no run that tells what it started from") from None
+    for name in others:
+        if name in (BASE, TREATED):
+            raise InputError(f"--arm: the name {name!r} is taken; choose another")
+    return {BASE: base, **others, TREATED: start}
+
+
+def weights_digest(start: str | Path) -> str:
+    """What tells two starting points apart: a digest of a folder's weights and heads, or the hub's own commit."""
+    config = read_config(str(model_folder(start)))  # its errors are the clear ones
+    if not Path(start).is_dir():
+        return f"hub {getattr(config, '_commit_hash', None)}"
+    root = Path(start)
+    files = sorted([*Path(model_folder(root)).glob("*.safetensors"), *(root / "heads").rglob("*.safetensors")])
+    return digest_of([(str(file.relative_to(root)), checksum(file)) for file in files])
+
+
+def plan_task(
+    plan: dict[str, Any],
+    bench: Bench,
+    task: Task,
+    starts: Mapping[str, str | Path],
+    labels: Sequence[int | None],
+    display: Display,
+) -> None:
+    """Open a task, build its stores, and enter into the plan which label counts it has examples for."""
+    settings = bench.settings
+    opened = open_task(task, bench.data_root, settings.data.max_rows)
+    skip = settings.data.bad_rows == "skip"
+    if "train" not in opened.roles:
+        raise InputError(f"task {task.name!r}: no train split; there are {', '.join(opened.source.splits())}")
+    models = {str(model_folder(where)) for where in starts.values()}
+    tokenizers = {t.digest: t for t in (load_tokenizer(m, settings.data.max_length, read_config(m)) for m in sorted(models))}
+    with display.counting(f"rows of {task.name} prepared", len(opened.split("train"))) as advance:
+        stores = [build_store(opened, "train", tokenizer, bench.cache, skip, advance) for tokenizer in tokenizers.values()]
+    total = min(len(store) for store in stores)
+    role = "test" if "test" in opened.roles else "validation"
+    bench.data[task.name] = digest_of([sorted(store.manifest["digest"] for store in stores), opened.digest(role)])
+    counts: dict[str, int] = {}
+    for count in labels:
+        if count is not None and not 1 <= count <= total:
+            plan["left_out"].append(f"{task.name}, {count} labels: it has {total:,} training examples")
+        elif (count or total) not in counts.values():
+            counts["all" if count is None else str(count)] = count or total
+    if not counts:
+        raise InputError(f"labels: {listing(plan['labels'])} are not accepted; {task.name} has {total:,} training examples")
+    family = opened.family
+    plan["tasks"][task.name] = {
+        "family": family.kind, "metric": family.metric, "labels": counts, "data": bench.data[task.name],
+        "source": str(opened.source.describe()), "license": task.license,
+    }  # fmt: skip
+    for name, where in starts.items():
+        if name != BASE and task.name in trained_on(where):
+            display.say(f"{task.name} was in the suite of {where}: what arm {name!r} gains on it is not transfer to a new task")
+
+
+def trained_on(start: str | Path) -> set[str]:
+    """Names of the tasks that a run was trained on; empty for a model that is no run."""
+    import yaml
+
+    path = Path(start) / "suite.yaml"
+    return {entry["name"] for entry in yaml.safe_load(path.read_text())["tasks"]} if path.exists() else set()
+
+
+def claim(folder: Path, plan: Mapping[str, Any], display: Display) -> None:
+    """Write the plan, or make sure that what the folder holds is of this comparison (which may since have grown).
+
+    Raises:
+        InputError: it holds another one.
+    """
+    if (folder / "comparison.json").exists():
+        known = read_plan(folder)
+        differing = [key for key in ("settings",) if known[key] != plan[key]]
+        for kind, mark in (("arms", "weights"), ("tasks", "data")):
+            for name, entry in plan[kind].items():
+                if name in known[kind] and known[kind][name][mark] != entry[mark]:
+                    differing.append(f"{mark} of {name}")
+        if differing:
+            raise InputError(
+                f"{folder} already holds another comparison (it differs in {listing(differing)}); choose another --out"
+            )
+        plan = {**plan, "started": known["started"]}
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and holds something that is no comparison; choose another --out")
+    (folder / "rows").mkdir(parents=True, exist_ok=True)
+    for number, _ in set_torn_aside(folder / "results.jsonl"):
+        display.say(f"results.jsonl: line {number} was half-written; it is now in results.jsonl.torn, and its cell runs again")
+    write(folder / "comparison.json", json.dumps(plan, indent=1, ensure_ascii=False))
+
+
+# ---- cells
+
+
+@dataclass
+class Bench:
+    """What all cells share. Each process has its own, and keeps the tasks it has read."""
+
+    tasks: dict[str, Task | str | Path]  # as they were given: a record with functions in it does not travel to another process
+    settings: Config
+    given: Mapping[str, Any]  # what the user said of them
+    data_root: str | Path | None
+    cache: Path | None
+    data: dict[str, str] = field(default_factory=dict)  # task -> digest of its rows
+    prepared: dict[tuple[str, str], Prepared] = field(default_factory=dict, repr=False)
+
+    def told(self) -> dict[str, Any]:
+        """The settings that are the same in all cells, as the plan states them."""
+        settings = self.settings.model_dump(exclude={"seed"})
+        del settings["optimizer"]["learning_rate"]
+        return settings
+
+    def config(self, labels: int, seed: int, learning_rate: float) -> Config:
+        """A cell's settings."""
+        settings = make_config(self.settings.model_dump(), {"seed": seed, "optimizer": {"learning_rate": learning_rate}})
+        return make_config(with_length(settings, self.given, labels).model_dump(), NO_STOPPING)
+
+    def cell(self, plan: Mapping[str, Any], task: str, arm: str, labels: int, seed: int, learning_rate: float) -> Cell:
+        identity = [
+            plan["arms"][arm]["weights"], self.data[task], labels, self.config(labels, seed, learning_rate).digest(), task, arm
+        ]  # fmt: skip
+        return Cell(task, arm, plan["arms"][arm]["start"], labels, seed, learning_rate, digest_of(identity))
+
+    def run(self, cell: Cell) -> Outcome:
+        """A cell's record and row statistics. A fine-tuning that comes to nothing (its loss not finite, say) is a record too."""
+        config = self.config(cell.labels, cell.seed, cell.learning_rate)
+        prepared = self.read(cell, config)
+        family = prepared.opened.family
+        known = {"arm": cell.arm, "learning_rate": cell.learning_rate, "digest": cell.digest}
+        examples = prepared.examples(cell.labels, cell.seed)
+        sources = examples.rows.tolist() if isinstance(examples, Store) else [examples[i].source for i in range(len(examples))]
+        known["subset"] = digest_of(sources)
+        try:
+            learned = learn(prepared, cell.start, examples, config)
+        except InputError as problem:
+            failed = {
+                "task": cell.task, "family": family.kind, "metric": family.metric, "base": cell.start, "labels": cell.labels,
+                "seed": cell.seed, "score": None, "scores": {}, "validation": None, "failed": str(problem),
+            }  # fmt: skip
+            return failed | known, None
+        return learned.record | known, family.row_statistics(learned.predictions, prepared.scored)
+
+    def read(self, cell: Cell, config: Config) -> Prepared:
+        """The cell's task as its model's tokenizer reads it; the last few are kept, as cells come task by task."""
+        key = cell.task, str(model_folder(cell.start))
+        if key not in self.prepared:
+            given = self.tasks[cell.task]
+            task = given if isinstance(given, Task) else find_task(given)
+            fresh = prepare_task(task, key[1], config, self.data_root, self.cache, Display(quiet=True))
+            same = [one for (name, _), one in self.prepared.items() if name == cell.task]
+            alike = next((one for one in same if one.tokenizer.digest == fresh.tokenizer.digest), fresh)
+            while len(self.prepared) >= 8:
+                del self.prepared[next(iter(self.prepared))]
+            self.prepared[key] = alike
+        return self.prepared[key]
+
+
+def tuning_cells(plan: Mapping[str, Any], bench: Bench) -> Iterator[Cell]:
+    if len(plan["grid"]) > 1:
+        for (task, _, count), rate, seed in product(planned_cells(plan), plan["grid"], plan["tuning_seeds"]):
+            yield bench.cell(plan, task, plan["base"], count, seed, rate)
+
+
+def compared_cells(plan: Mapping[str, Any], bench: Bench, rates: Mapping[tuple[str, int], float]) -> Iterator[Cell]:
+    for (task, _, count), seed, arm in product(planned_cells(plan), plan["seeds"], plan["arms"]):
+        if (task, count) in rates:
+            yield bench.cell(plan, task, arm, count, seed, rates[task, count])
+
+
+def run_missing(cells: Sequence[Cell], folder: Path, run: Runner, unit: str, display: Display) -> None:
+    """Run the cells that results.jsonl does not hold, and write each as soon as it is done."""
+    done = {record.get("digest") for record in read_records(folder / "results.jsonl")}
+    wanted = [cell for cell in cells if cell.digest not in done]
+    if not wanted:
+        return
+    if len(wanted) < len(cells):
+        display.say(f"{len(cells) - len(wanted)} of {len(cells)} {unit} are there already")
+    with display.counting(unit, len(wanted)) as advance:
+        for record, rows in run(wanted):
+            if rows is not None:  # first, so that a line in results.jsonl means that they are there
+                save_rows(rows_file(folder, record["digest"]), rows)
+            else:
+                place = f"{record['task']}, {record['labels']} labels, {record['arm']}, rate {record['learning_rate']}"
+                display.say(f"failed: {place}: {record['failed']}")
+            append(folder / "results.jsonl", {**record, "when": now()})
+            advance(1)
+
+
+def save_rows(path: Path, rows: np.ndarray) -> None:
+    """Write row statistics so that the file is there whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, rows, allow_pickle=False)
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_bytes(buffer.getvalue())
+    beside.replace(path)
+
+
+@contextmanager
+def cell_runner(bench: Bench, processes: int) -> Iterator[Runner]:
+    """A function that runs cells and gives their results as they come: here, or in processes of their own."""
+    if processes == 1:
+        yield lambda cells: map(bench.run, cells)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    pool = ProcessPoolExecutor(processes, spawn, initializer=start_worker, initargs=(bench, threads, os.getpid()))
+
+    def run(cells: Sequence[Cell]) -> Iterator[Outcome]:
+        waiting: list[Future[Outcome]] = [pool.submit(run_in_worker, cell) for cell in cells]
+        for future in as_completed(waiting):
+            yield future.result()
+
+    try:
+        yield run
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+worker_bench: Bench  # of a worker process
+
+
+def start_worker(bench: Bench, threads: int, parent: int) -> None:
+    global worker_bench
+    import torch
+
+    worker_bench = bench
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and stops us between cells
+
+    def leave_with_parent() -> None:  # a killed parent cannot
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def run_in_worker(cell: Cell) -> Outcome:
+    return worker_bench.run(cell)
+
+
+# ---- on the terminal
+
+
+def show(comparison: Comparison, display: Display) -> None:
+    """A table per label count, losers first, and the sentence that its numbers justify last."""
+    arms = [name for name in comparison.plan["arms"] if name != comparison.treated] + [comparison.treated]
+    for at in comparison.plan["labels"]:
+        if lines := comparison.at(at):
+            table = Table(title=f"{at} labels" if at != "all" else "all labels", title_justify="left", box=None, pad_edge=False)
+            table.add_column("task", min_width=16)
+            for heading in ("metric", "majority", *arms, "gain", "95 % interval", "P(helps)", "detectable"):
+                table.add_column(heading, justify="right", no_wrap=heading not in arms)
+            table.add_column("gain by seed")
+            for line in lines:
+                effect = line.effects.get(comparison.base)
+                majority = "-" if line.majority is None else f"{line.majority:.3f}"
+                means = [f"{line.mean(arm):.3f}" if arm in line.scores else "-" for arm in arms]
+                table.add_row(Text(line.task), line.metric, majority, *means, *cells_of(effect))
+            display.console.print(table)
+    for problem in comparison.problems:
+        display.say(problem)
+    if comparison.missing:
+        display.say(f"not run: {listing(comparison.missing, 6)}")
+    for sentence in comparison.sentences():
+        display.say(sentence)
+
+
+def cells_of(effect: Effect | None) -> list[str]:
+    if effect is None:
+        return ["-"] * 5
+    by_seed = " ".join(f"{difference:+.3f}" for difference in effect.differences)
+    if effect.low is None or effect.high is None or effect.probability is None or effect.detectable is None:
+        return [f"{effect.mean:+.3f}", "-", "-", "-", by_seed]
+    interval = f"{effect.low:+.3f} to {effect.high:+.3f}"
+    return [f"{effect.mean:+.3f}", interval, f"{effect.probability:.2f}", f"{effect.detectable:.3f}", by_seed]

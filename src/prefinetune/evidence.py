@@ -1,0 +1,346 @@
+"""Did it help? What the records of a comparison say, with intervals. Reads files and computes; imports no torch.
+
+A comparison's folder holds `comparison.json` (what was planned), `results.jsonl` (one line per finished cell) and
+`rows/DIGEST.npy` (per scored row, what its score is made of). `read_comparison` turns them into lines and effects; the table of
+`prefinetune compare` and the page of `prefinetune report` show the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from prefinetune.errors import InputError
+from prefinetune.families import FAMILIES
+from prefinetune.results import read_lines
+
+RESAMPLES = 2000  # of rows
+QUANTILES = 401  # of Student's t, added to every resample
+LEVEL, POWER = 0.95, 0.8
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A mean paired difference and what is known about it. Without two seeds (or tasks) there is no interval: all None."""
+
+    mean: float
+    differences: tuple[float, ...]  # one per seed, or per task
+    low: float | None = None  # of the 95 % interval
+    high: float | None = None
+    probability: float | None = None  # that the true difference is above zero
+    detectable: float | None = None  # the smallest true difference that such a run would show (exclude zero) four times in five
+
+    @property
+    def verdict(self) -> str:
+        """gain, harm, or unclear: whether the interval excludes zero."""
+        if self.low is None or self.high is None:
+            return "unclear"
+        return "gain" if self.low > 0 else "harm" if self.high < 0 else "unclear"
+
+
+def resampled_scores(
+    rows: Sequence[np.ndarray], score: Callable[[np.ndarray], np.ndarray], resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """Scores [resamples, cells] of cells on resampled test rows, the same rows in every cell.
+
+    Args:
+        rows: per cell, row statistics [r, k] (see `Family.row_statistics`).
+        score: the score that means of them [..., k] stand for.
+    """
+    table = np.stack(rows, axis=1).astype(np.float64)  # [r, cells, k]
+    size, flat, generator = len(table), table.reshape(len(table), -1), np.random.default_rng(seed)
+    found = []
+    for start in range(0, resamples, 100):
+        counts = generator.multinomial(size, np.full(size, 1 / size), min(100, resamples - start))
+        found.append(counts.astype(np.float64) @ flat / size)
+    return score(np.concatenate(found).reshape(-1, *table.shape[1:]))
+
+
+def paired_effect(
+    treated: Sequence[float], control: Sequence[float], treated_resampled: np.ndarray, control_resampled: np.ndarray
+) -> Effect:
+    """The mean over seeds of treated minus control, with the uncertainty of both the seeds and the test rows.
+
+    Rows are bootstrapped, paired over arms and seeds. The few seeds are not: resampling three of them never leaves their range,
+    and intervals made so cover far less than they say. Their part is Student's t, and the two are added as independent (the
+    Behrens-Fisher distribution, whose intervals err to the wide side).
+
+    Args:
+        treated, control: [s] scores by seed, in the same order.
+        treated_resampled, control_resampled: [resamples, s] the same on resampled rows.
+    """
+    differences = np.asarray(treated, dtype=np.float64) - np.asarray(control, dtype=np.float64)
+    mean, size = float(differences.mean()), len(differences)
+    if size < 2:
+        return Effect(mean, tuple(differences.tolist()))
+    by_rows = (treated_resampled - control_resampled).mean(axis=1)  # [resamples]
+    seed_error = float(differences.std(ddof=1)) / math.sqrt(size)
+    steps = stats.t.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, size - 1)
+    draws = by_rows[:, None] + seed_error * steps  # [resamples, quantiles]
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    error = math.hypot(seed_error, float(by_rows.std()))
+    above = float((draws > 0).mean() + (draws == 0).mean() / 2)
+    detectable = float((high - low) / 2 + stats.t.ppf(POWER, size - 1) * error)
+    return Effect(mean, tuple(differences.tolist()), float(low), float(high), above, detectable)
+
+
+def effect_over_tasks(gains: Sequence[float]) -> Effect:
+    """The mean over tasks, with Student's t over them: what a further task like these may expect."""
+    values = np.asarray(gains, dtype=np.float64)
+    mean, size = float(values.mean()), len(values)
+    if size < 2:
+        return Effect(mean, tuple(values.tolist()))
+    error = float(stats.sem(values))
+    if error == 0:
+        return Effect(mean, tuple(values.tolist()), mean, mean, float((np.sign(mean) + 1) / 2), 0.0)
+    low, high = stats.t.interval(LEVEL, size - 1, mean, error)
+    reach = float((stats.t.ppf((1 + LEVEL) / 2, size - 1) + stats.t.ppf(POWER, size - 1)) * error)
+    return Effect(mean, tuple(values.tolist()), float(low), float(high), float(stats.t.cdf(mean / error, size - 1)), reach)
+
+
+# ---- a comparison, read back
+
+
+@dataclass(frozen=True)
+class Line:
+    """One task at one number of labels: every arm's scores, and what pre-finetuning changed against each other arm."""
+
+    task: str
+    family: str
+    metric: str
+    at: str  # the label count as it was asked for: "32", "128", "all"
+    labels: int  # examples it came to
+    rate: float  # learning rate, chosen on the base arm
+    majority: float | None  # score of always giving the most frequent answer, where the metric has one
+    scores: Mapping[str, Mapping[int, float]]  # arm -> seed -> score
+    effects: Mapping[str, Effect]  # other arm -> pre-finetuned minus it
+
+    def mean(self, arm: str) -> float:
+        return float(np.mean(list(self.scores[arm].values())))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison's folder says so far."""
+
+    folder: Path
+    plan: Mapping[str, Any]
+    lines: tuple[Line, ...]  # the largest loss against the base first, by label count
+    missing: tuple[str, ...] = ()  # planned and not run, in words
+    problems: tuple[str, ...] = field(default=())  # what in the files could not be read
+
+    @property
+    def base(self) -> str:
+        return self.plan["base"]
+
+    @property
+    def treated(self) -> str:
+        return self.plan["treated"]
+
+    @property
+    def controls(self) -> list[str]:
+        """All arms but the pre-finetuned one, the base first."""
+        return [name for name in self.plan["arms"] if name != self.treated]
+
+    def at(self, labels: str) -> list[Line]:
+        return [line for line in self.lines if line.at == labels]
+
+    def over_tasks(self, labels: str, control: str | None = None) -> Effect | None:
+        """The mean over tasks at one label count, against the base or another arm; of one task, its own effect."""
+        effects = [line.effects[control or self.base] for line in self.at(labels) if (control or self.base) in line.effects]
+        if len(effects) == 1:
+            return effects[0]
+        return effect_over_tasks([effect.mean for effect in effects]) if effects else None
+
+    def sentences(self) -> list[str]:
+        """What the numbers justify, one sentence per label count, gain, harm or neither."""
+        return [verdict(self, labels) for labels in self.plan["labels"] if self.at(labels)]
+
+
+def rows_file(folder: Path, digest: str) -> Path:
+    return folder / "rows" / f"{digest}.npy"
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """comparison.json.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = folder / "comparison.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no comparison (no comparison.json)") from None
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}); start the comparison again in another folder") from None
+
+
+def planned_cells(plan: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """(task, label count as asked for, examples) of everything that is compared."""
+    return [(name, at, count) for name, entry in plan["tasks"].items() for at, count in entry["labels"].items()]
+
+
+def best_rates(plan: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], float]:
+    """The learning rate of each (task, examples): of the grid, the one with the best mean validation score of the base arm
+    over the tuning seeds; the lower of equal ones. Left out where the grid is not finished."""
+    found: dict[tuple[str, int, float], dict[int, float]] = {}
+    for record in records:
+        if record.get("arm") == plan["base"] and record["seed"] in plan["tuning_seeds"] and "learning_rate" in record:
+            score = -math.inf if record["validation"] is None else record["validation"]  # None: the rate was too high to learn at
+            found.setdefault((record["task"], record["labels"], record["learning_rate"]), {})[record["seed"]] = score
+    rates = {}
+    for task, _, count in planned_cells(plan):
+        if len(plan["grid"]) == 1:
+            rates[task, count] = plan["grid"][0]
+            continue
+        scores = [found.get((task, count, rate), {}) for rate in plan["grid"]]
+        if all(len(seeds) == len(plan["tuning_seeds"]) for seeds in scores):
+            means = [float(np.mean(list(seeds.values()))) for seeds in scores]
+            rates[task, count] = plan["grid"][int(np.argmax(means))]
+    return rates
+
+
+NEEDED = {
+    "task",
+    "family",
+    "arm",
+    "labels",
+    "seed",
+    "metric",
+    "score",
+    "scores",
+    "learning_rate",
+    "validation",
+    "digest",
+    "subset",
+}
+
+
+def read_comparison(folder: str | Path) -> Comparison:
+    """Everything a comparison found so far, finished or not.
+
+    Raises:
+        InputError: the folder holds no comparison.
+    """
+    folder = Path(folder)
+    plan = read_plan(folder)
+    lines_read = read_lines(folder / "results.jsonl")
+    problems = [f"results.jsonl, line {number}: not a whole record, passed over" for number, _ in lines_read.torn]
+    records, older = [], 0
+    for record in lines_read.records:
+        if record.keys() >= NEEDED:
+            records.append(record)
+        else:
+            older += 1
+    if older:
+        problems.append(f"results.jsonl: {older} records of another kind or version were left out")
+    rates = best_rates(plan, records)
+    known = {(r["task"], r["labels"], r["arm"], r["seed"], r["learning_rate"]): r for r in records}
+    lines, missing = [], list(plan.get("left_out", ()))
+    for task, at, count in planned_cells(plan):
+        rate = rates.get((task, count))
+        if rate is None:
+            missing.append(f"{task}, {at} labels: the learning rate is not chosen yet")
+            continue
+        cells: dict[tuple[str, int], Mapping[str, Any]] = {}
+        for arm, seed in product(plan["arms"], plan["seeds"]):
+            cell = known.get((task, count, arm, seed, rate))
+            if cell and cell["score"] is not None:
+                cells[arm, seed] = cell
+            elif cell:
+                missing.append(f"{task}, {at} labels, {arm}, seed {seed}: it failed ({cell.get('failed')})")
+            else:
+                missing.append(f"{task}, {at} labels, {arm}, seed {seed}")
+        if cells:
+            line, lost = make_line(folder, plan, task, at, count, rate, cells)
+            lines.append(line)
+            problems += lost
+    order = {at: index for index, at in enumerate(plan["labels"])}
+    lines.sort(key=lambda line: (order[line.at], line.effects[plan["base"]].mean if plan["base"] in line.effects else math.inf))
+    return Comparison(folder, plan, tuple(lines), tuple(missing), tuple(problems))
+
+
+def make_line(
+    folder: Path,
+    plan: Mapping[str, Any],
+    task: str,
+    at: str,
+    count: int,
+    rate: float,
+    cells: Mapping[tuple[str, int], Mapping[str, Any]],
+) -> tuple[Line, list[str]]:
+    """One line from the cells of a task at one label count by (arm, seed), and what is wrong with their files."""
+    first = next(iter(cells.values()))
+    score = FAMILIES[first["family"]].score_of_means
+    problems, rows = [], {}
+    for seed in plan["seeds"]:
+        if len({record["subset"] for (_, one), record in cells.items() if one == seed}) > 1:
+            problems.append(f"{task}, {at} labels, seed {seed}: the arms did not see the same labelled rows")
+    for (arm, seed), record in cells.items():
+        try:
+            rows[arm, seed] = np.load(rows_file(folder, record["digest"]), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            problems.append(
+                f"{task}, {at} labels, {arm}, seed {seed}: its rows cannot be read ({error}), so it is in no interval"
+            )
+    resampled = {}
+    if rows:
+        table = resampled_scores(list(rows.values()), score)
+        resampled = {key: table[:, index] for index, key in enumerate(rows)}
+    treated, effects = plan["treated"], {}
+    for arm in plan["arms"]:
+        paired = [seed for seed in plan["seeds"] if (arm, seed) in resampled and (treated, seed) in resampled]
+        if arm != treated and paired:
+            ours, theirs = ([float(cells[name, seed]["score"]) for seed in paired] for name in (treated, arm))
+            draws = (np.stack([resampled[name, seed] for seed in paired], axis=1) for name in (treated, arm))
+            effects[arm] = paired_effect(ours, theirs, next(draws), next(draws))
+    by_arm = {
+        arm: {seed: float(cells[arm, seed]["score"]) for seed in plan["seeds"] if (arm, seed) in cells} for arm in plan["arms"]
+    }
+    by_arm = {arm: scores for arm, scores in by_arm.items() if scores}
+    majority = first["scores"].get("majority") if first["metric"] == "accuracy" else None
+    return Line(task, first["family"], first["metric"], at, count, rate, majority, by_arm, effects), problems
+
+
+# ---- in words
+
+
+def verdict(comparison: Comparison, labels: str) -> str:
+    """One sentence about one label count: against the base, then against every control."""
+    effect = comparison.over_tasks(labels)
+    lines = comparison.at(labels)
+    count = f"With {labels} labels" if labels != "all" else "With all labels"
+    if effect is None:
+        return f"{count}: too few cells are finished to say anything."
+    size = len(lines)
+    over = f"on the mean over {size} tasks" if size > 1 else f"on {lines[0].task}"
+    judged = {
+        "gain": "pre-finetuning helped",
+        "harm": "pre-finetuning hurt",
+        "unclear": "no difference that this comparison could show",
+    }[effect.verdict]
+    parts = [f"{count}, {judged}: {shown(effect)} {over}"]
+    if size > 1:
+        better = sum(line.effects[comparison.base].mean > 0 for line in lines if comparison.base in line.effects)
+        parts[0] += f", {better} of {size} gained"
+    for control in comparison.controls[1:]:
+        against = comparison.over_tasks(labels, control)
+        if against is not None:
+            words = {"gain": "ahead of", "harm": "behind", "unclear": "not clearly different from"}[against.verdict]
+            parts.append(f"{words} {control} ({shown(against)})")
+    return "; ".join(parts) + "."
+
+
+def shown(effect: Effect) -> str:
+    if effect.low is None or effect.high is None:
+        return f"{effect.mean:+.3f} (no interval: it takes two seeds or two tasks)"
+    return f"{effect.mean:+.3f} (95 % interval {effect.low:+.3f} to {effect.high:+.3f})"
