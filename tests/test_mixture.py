@@ -117,6 +117,14 @@ def test_heterogeneous_and_batch_homogeneous_see_the_same_sub_batches(sizes, sub
     assert sub_batches_of(one) == sub_batches_of(other)
 
 
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=4), st.integers(1, 20), st.floats(0.05, 2.5))
+def test_part_of_an_epoch_has_no_empty_update_and_sees_that_part_of_the_sub_batches(sizes, sub_batches, epochs):
+    mixture = Mixture(tuple(sizes), tuple(sizes), sub_batches, 4, epochs=epochs)
+    updates = [mixture.update(number) for number in range(mixture.num_updates)]
+    assert all(updates)
+    assert sum(map(len, updates)) == max(1, round(epochs * mixture.counts.sum()))
+
+
 @orders
 def test_half_an_epoch_is_half_of_the_updates(order):
     whole, half = (mixture((100, 60, 40), order=order, epochs=epochs) for epochs in (1, 0.5))

@@ -90,8 +90,9 @@ RUN = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import microworld
+import importlib
 import prefinetune.checkpoint as checkpoint
-import prefinetune.train as train_module
+train_module = importlib.import_module("prefinetune.train")  # prefinetune.train is the function
 from prefinetune.results import RunFolder
 
 names = ("subject-category", "larger-subject", "find-large", "choose-large")

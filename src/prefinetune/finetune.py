@@ -199,8 +199,9 @@ def choose(store: Store, family: Family, labels: int | float | None, seed: int) 
     total = len(store)
     if labels is None:
         return None
-    count = round(labels * total) if isinstance(labels, float) and 0 < labels < 1 else int(labels)
-    if not 1 <= count <= total:
+    is_share = isinstance(labels, float)
+    count = round(labels * total) if is_share else int(labels)
+    if not 1 <= count <= total or (is_share and labels >= 1):
         raise InputError(f"labels: {labels} is not accepted; expected 1 to {total:,} examples, or a share between 0 and 1")
     order = permute(np.arange(total), total, hash_key(seed, 5))
     strata = family.strata(store.targets[order])

@@ -96,7 +96,7 @@ class Mixture:
         contributions: examples each task contributes to an epoch; see `shares`.
         sub_batches: how many sub-batches an update averages (K).
         sub_batch_size: examples in a sub-batch; the last of a task's epoch may be smaller.
-        order: 'heterogeneous' (every update mixes tasks), 'batch-homogeneous' (every update is one task's, updates shuffled) or
+        order: 'heterogeneous' (updates mix tasks as chance has it), 'batch-homogeneous' (every update is one task's, updates shuffled) or
             'dataset-homogeneous' (tasks one after another): MUPPET 5.2.
         seed: of all orders.
         updates: length of the run; None for `epochs` epochs.
@@ -126,7 +126,16 @@ class Mixture:
     @property
     def num_updates(self) -> int:
         """Of the whole run. The last update of a run by epochs may hold fewer than `sub_batches` sub-batches."""
-        return self.updates if self.updates is not None else max(1, int(np.ceil(self.epochs * self.updates_per_epoch - 1e-9)))
+        if self.updates is not None:
+            return self.updates
+        if self.order == "heterogeneous":
+            return -(-self._last_position // self.sub_batches)
+        return max(1, int(np.ceil(self.epochs * self.updates_per_epoch - 1e-9)))
+
+    @property
+    def _last_position(self) -> int:
+        """Sub-batches of a heterogeneous run by epochs, all together."""
+        return max(1, round(self.epochs * int(self.counts.sum())))
 
     def update(self, number: int) -> list[SubBatch]:
         """The sub-batches of update `number`, counted from 0."""
@@ -139,7 +148,7 @@ class Mixture:
         total, ends = int(self.counts.sum()), np.cumsum(self.counts)
         positions = np.arange(number * self.sub_batches, (number + 1) * self.sub_batches)
         if self.updates is None:  # exact coverage ends with the last epoch
-            positions = positions[positions < max(1, round(self.epochs * total))]
+            positions = positions[positions < self._last_position]
         epoch, within = positions // total, positions % total
         shuffled = permute(within, total, hash_key(self.seed, 1, epoch))
         task = np.searchsorted(ends, shuffled, side="right")
