@@ -157,7 +157,7 @@ def test_losers_come_first_and_the_sentence_follows_the_numbers(tmp_path):
     (sentence,) = found.sentences()
     assert sentence.startswith("With 32 labels, no difference that this comparison could show:")
     assert "3 of 4 gained" not in sentence  # `same` gained nothing
-    assert "not clearly different from further" in sentence
+    assert "; against further not clearly different: " in sentence
 
 
 @pytest.mark.parametrize(("gain", "words"), [(0.2, "pre-finetuning helped"), (-0.2, "pre-finetuning hurt")])
@@ -165,7 +165,7 @@ def test_gain_and_harm_are_said_with_the_same_words(tmp_path, gain, words):
     tasks = {f"t{i}": gain + 0.01 * i for i in range(5)}
     (sentence,) = read_comparison(write_comparison(tmp_path / "c", tasks)).sentences()
     assert f"With 32 labels, {words}: {gain + 0.02:+.3f}" in sentence
-    assert ("ahead of further" if gain > 0 else "behind further") in sentence
+    assert f"; against further {'ahead' if gain > 0 else 'behind'}: " in sentence
 
 
 def test_what_was_not_run_is_named_and_the_rest_is_still_read(tmp_path):

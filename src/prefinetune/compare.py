@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from prefinetune.results import append, environment, now, read_records, set_torn
 from prefinetune.sources import open_task
 from prefinetune.store import Store, build_store
 from prefinetune.task import Task, find_task
-from prefinetune.tokenizer import load_tokenizer
+from prefinetune.tokenizer import Tokenizer, load_tokenizer
 from prefinetune.train import digest_of, model_folder
 
 BASE, TREATED = "base", "pre-finetuned"
@@ -172,8 +172,7 @@ def plan_task(
     skip = settings.data.bad_rows == "skip"
     if "train" not in opened.roles:
         raise InputError(f"task {task.name!r}: no train split; there are {', '.join(opened.source.splits())}")
-    models = {str(model_folder(where)) for where in starts.values()}
-    tokenizers = {t.digest: t for t in (load_tokenizer(m, settings.data.max_length, read_config(m)) for m in sorted(models))}
+    tokenizers = {tokenizer.digest: tokenizer for tokenizer in map(bench.tokenizer, starts.values())}
     with display.counting(f"rows of {task.name} prepared", len(opened.split("train"))) as advance:
         stores = [build_store(opened, "train", tokenizer, bench.cache, skip, advance) for tokenizer in tokenizers.values()]
     total = min(len(store) for store in stores)
@@ -244,7 +243,8 @@ class Bench:
     data_root: str | Path | None
     cache: Path | None
     data: dict[str, str] = field(default_factory=dict)  # task -> digest of its rows
-    prepared: dict[tuple[str, str], Prepared] = field(default_factory=dict, repr=False)
+    tokenizers: dict[str, Tokenizer] = field(default_factory=dict, repr=False)  # by model
+    prepared: dict[tuple[str, str], Prepared] = field(default_factory=dict, repr=False)  # by task and tokenizer
 
     def told(self) -> dict[str, Any]:
         """The settings that are the same in all cells, as the plan states them."""
@@ -282,18 +282,23 @@ class Bench:
             return failed | known, None
         return learned.record | known, family.row_statistics(learned.predictions, prepared.scored)
 
+    def tokenizer(self, start: str | Path) -> Tokenizer:
+        """The tokenizer of a starting point."""
+        name = str(model_folder(start))
+        if name not in self.tokenizers:
+            self.tokenizers[name] = load_tokenizer(name, self.settings.data.max_length, read_config(name))
+        return self.tokenizers[name]
+
     def read(self, cell: Cell, config: Config) -> Prepared:
         """The cell's task as its model's tokenizer reads it; the last few are kept, as cells come task by task."""
-        key = cell.task, str(model_folder(cell.start))
+        tokenizer = self.tokenizer(cell.start)
+        key = cell.task, tokenizer.digest
         if key not in self.prepared:
             given = self.tasks[cell.task]
             task = given if isinstance(given, Task) else find_task(given)
-            fresh = prepare_task(task, key[1], config, self.data_root, self.cache, Display(quiet=True))
-            same = [one for (name, _), one in self.prepared.items() if name == cell.task]
-            alike = next((one for one in same if one.tokenizer.digest == fresh.tokenizer.digest), fresh)
             while len(self.prepared) >= 8:
                 del self.prepared[next(iter(self.prepared))]
-            self.prepared[key] = alike
+            self.prepared[key] = prepare_task(task, tokenizer, config, self.data_root, self.cache, Display(quiet=True))
         return self.prepared[key]
 
 
@@ -345,7 +350,8 @@ def cell_runner(bench: Bench, processes: int) -> Iterator[Runner]:
         return
     spawn = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // processes)
-    pool = ProcessPoolExecutor(processes, spawn, initializer=start_worker, initargs=(bench, threads, os.getpid()))
+    fresh = replace(bench, tokenizers={}, prepared={})  # what they keep, they read themselves
+    pool = ProcessPoolExecutor(processes, spawn, initializer=start_worker, initargs=(fresh, threads, os.getpid()))
 
     def run(cells: Sequence[Cell]) -> Iterator[Outcome]:
         waiting: list[Future[Outcome]] = [pool.submit(run_in_worker, cell) for cell in cells]

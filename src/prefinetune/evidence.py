@@ -335,8 +335,8 @@ def verdict(comparison: Comparison, labels: str) -> str:
     for control in comparison.controls[1:]:
         against = comparison.over_tasks(labels, control)
         if against is not None:
-            words = {"gain": "ahead of", "harm": "behind", "unclear": "not clearly different from"}[against.verdict]
-            parts.append(f"{words} {control} ({shown(against)})")
+            words = {"gain": "ahead", "harm": "behind", "unclear": "not clearly different"}[against.verdict]
+            parts.append(f"against {control} {words}: {shown(against)}")
     return "; ".join(parts) + "."
 
 

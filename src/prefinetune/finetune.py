@@ -83,7 +83,8 @@ def finetune(
     given = config.model_dump(exclude_unset=True) if isinstance(config, Config) else dict(config or {})
     config = make_config(DEFAULTS, given)
     name = str(model_folder(start))
-    prepared = prepare_task(task, name, config, data_root, cache, display)
+    tokenizer = load_tokenizer(name, config.data.max_length, read_config(name))
+    prepared = prepare_task(task, tokenizer, config, data_root, cache, display)
     examples = prepared.examples(labels, config.seed)
     config = with_length(config, given, len(examples))
 
@@ -97,7 +98,7 @@ def finetune(
 
     learned = learn(prepared, start, examples, config, keep_head, folder, display, resume)
     if save_weights:
-        save_task_model(learned.model, task.name, prepared.tokenizer, folder.path / "model")
+        save_task_model(learned.model, task.name, tokenizer, folder.path / "model")
     record = {"arm": arm, **learned.record, "digest": digest_of(identity)}
     folder.add_result(record)
     return Tuned(folder.path, record, learned.predictions)
@@ -121,14 +122,13 @@ class Prepared:
 
 
 def prepare_task(
-    task: Task, model: str, config: Config, data_root: str | Path | None, cache: str | Path | None, display: Display
+    task: Task, tokenizer: Tokenizer, config: Config, data_root: str | Path | None, cache: str | Path | None, display: Display
 ) -> Prepared:
     """Read and tokenize a task's splits.
 
     Raises:
-        InputError: the model or the task's data cannot be used.
+        InputError: the task's data cannot be used.
     """
-    tokenizer = load_tokenizer(model, config.data.max_length, read_config(model))
     opened = open_task(task, data_root, config.data.max_rows)
     skip = config.data.bad_rows == "skip"
     if "train" not in opened.roles:
