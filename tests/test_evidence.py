@@ -141,7 +141,8 @@ def write_comparison(folder, gains, seeds=3, labels=("32",), arms=("base", "furt
                         "task": task, "family": "classification", "arm": arm, "labels": int(at), "seed": seed,
                         "metric": "accuracy",
                         "score": float(right.mean()), "scores": {"accuracy": float(right.mean()), "majority": 0.4},
-                        "learning_rate": 1e-3, "validation": 0.5, "digest": digest, "subset": f"{seed}", "base": arm,
+                        "learning_rate": 1e-3, "validation": 0.5,
+                        "digest": digest, "subset": f"{seed}", "base": arm, "rows": rows,
                     })  # fmt: skip
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,7 +151,7 @@ def compare(
     comparison = run(
         found, start, out, base=base or None, arms=parse_arms(arm or ()), labels=parse_counts(labels), seeds=seeds,
         grid=parse_rates(grid), config=said, data_root=data_root, cache=cache, processes=processes,
-        command=shlex.join(["prefinetune", *sys.argv[1:]]), display=display,
+        display=display,
     )  # fmt: skip
     show(comparison, display)
     display.say(f"the cells are in {out}; `prefinetune report {out} --open` draws them")

@@ -76,7 +76,6 @@ def compare(
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
     processes: int = 1,
-    command: str = "",
     display: Display | None = None,
 ) -> Comparison:
     """Fine-tune every task from every arm with every number of labels and every seed, and say what the scores justify.
@@ -112,12 +111,13 @@ def compare(
         raise InputError(f"tasks: given twice: {listing(sorted({name for name in names if names.count(name) > 1}))}")
     bench = Bench(dict(zip(names, tasks, strict=True)), settings, given, data_root, Path(cache) if cache else None)
     starts = all_arms(start, base, arms or {})
+    around = environment()
     plan = {
         "format": 1, "base": BASE, "treated": TREATED,
         "arms": {name: {"start": str(where), "weights": weights_digest(where)} for name, where in starts.items()},
         "tasks": {}, "labels": ["all" if count is None else str(count) for count in labels], "seeds": list(range(seeds)),
         "grid": sorted(grid), "tuning_seeds": list(range(min(tuning_seeds, seeds))), "settings": bench.told(), "left_out": [],
-        "command": command, "started": now(), "environment": environment(),
+        "command": around["command"], "started": now(), "environment": around,
     }  # fmt: skip
     for task in found:
         plan_task(plan, bench, task, starts, labels, display)

@@ -23,7 +23,7 @@ from prefinetune.families import FAMILIES
 from prefinetune.results import read_lines
 
 RESAMPLES = 2000  # of rows
-QUANTILES = 401  # of Student's t, added to every resample
+QUANTILES = 401  # of the resamples and of Student's t, each added to each
 LEVEL, POWER = 0.95, 0.8
 
 
@@ -83,8 +83,8 @@ def paired_effect(
         return Effect(mean, tuple(differences.tolist()))
     by_rows = (treated_resampled - control_resampled).mean(axis=1)  # [resamples]
     seed_error = float(differences.std(ddof=1)) / math.sqrt(size)
-    steps = stats.t.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, size - 1)
-    draws = by_rows[:, None] + seed_error * steps  # [resamples, quantiles]
+    middles = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    draws = np.quantile(by_rows, middles)[:, None] + seed_error * stats.t.ppf(middles, size - 1)  # [quantiles, quantiles]
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     error = math.hypot(seed_error, float(by_rows.std()))
     above = float((draws > 0).mean() + (draws == 0).mean() / 2)
@@ -222,6 +222,7 @@ NEEDED = {
     "validation",
     "digest",
     "subset",
+    "rows",
 }
 
 
@@ -254,10 +255,10 @@ def read_comparison(folder: str | Path) -> Comparison:
         cells: dict[tuple[str, int], Mapping[str, Any]] = {}
         for arm, seed in product(plan["arms"], plan["seeds"]):
             cell = known.get((task, count, arm, seed, rate))
-            if cell and cell["score"] is not None:
+            if cell and cell["score"] is not None and math.isfinite(cell["score"]):
                 cells[arm, seed] = cell
             elif cell:
-                missing.append(f"{task}, {at} labels, {arm}, seed {seed}: it failed ({cell.get('failed')})")
+                missing.append(f"{task}, {at} labels, {arm}, seed {seed}: it failed ({cell.get('failed', 'no finite score')})")
             else:
                 missing.append(f"{task}, {at} labels, {arm}, seed {seed}")
         if cells:
@@ -287,7 +288,10 @@ def make_line(
             problems.append(f"{task}, {at} labels, seed {seed}: the arms did not see the same labelled rows")
     for (arm, seed), record in cells.items():
         try:
-            rows[arm, seed] = np.load(rows_file(folder, record["digest"]), allow_pickle=False)
+            found = np.load(rows_file(folder, record["digest"]), allow_pickle=False)
+            if found.ndim != 2 or len(found) != record["rows"]:
+                raise ValueError(f"{found.shape} numbers for {record['rows']} rows")
+            rows[arm, seed] = found
         except (OSError, ValueError) as error:
             problems.append(
                 f"{task}, {at} labels, {arm}, seed {seed}: its rows cannot be read ({error}), so it is in no interval"

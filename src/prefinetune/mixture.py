@@ -96,8 +96,8 @@ class Mixture:
         contributions: examples each task contributes to an epoch; see `shares`.
         sub_batches: how many sub-batches an update averages (K).
         sub_batch_size: examples in a sub-batch; the last of a task's epoch may be smaller.
-        order: 'heterogeneous' (updates mix tasks as chance has it), 'batch-homogeneous' (every update is one task's, updates shuffled) or
-            'dataset-homogeneous' (tasks one after another): MUPPET 5.2.
+        order: 'heterogeneous' (updates mix tasks as chance has it), 'batch-homogeneous' (every update is one task's, updates
+            shuffled) or 'dataset-homogeneous' (tasks one after another): MUPPET 5.2.
         seed: of all orders.
         updates: length of the run; None for `epochs` epochs.
         epochs: epochs to run where `updates` is None.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -26,6 +27,9 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
+
+
+COMMANDS = ("prefinetune", "__main__.py")  # what a process is called that runs our command line
 
 
 class RunFolder:
@@ -98,6 +102,7 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cores": os.cpu_count(),
+        "command": shlex.join(["prefinetune", *sys.argv[1:]]) if Path(sys.argv[0]).name in COMMANDS else None,
         "packages": versions,
         "started": now(),
     }

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,6 +51,8 @@ class Update:
 
     loss: float  # the objective: mean over sub-batches of their mean scaled loss
     loss_by_task: dict[str, float]  # mean scaled loss
+    examples_by_task: dict[str, int]
+    tokens_by_task: dict[str, int]  # real ones
     grad_norm: float
     examples: int
     tokens: int  # real ones
@@ -114,8 +116,12 @@ def read_losses(parts: Sequence[tuple[Any, torch.Tensor]], norm: float, batches:
     losses = torch.cat([losses for _, losses in parts]).double().cpu().numpy()
     weights = torch.cat([segment.weights for segment, _ in parts]).double().cpu().numpy()
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+    examples_by_task: Counter[str] = Counter()
+    tokens_by_task: Counter[str] = Counter()
     bad, at = [], 0
     for segment, mine in parts:
+        examples_by_task[segment.task] += len(segment.examples)
+        tokens_by_task[segment.task] += sum(example.tokens for example in segment.examples)
         here = slice(at, at + len(mine))
         at += len(mine)
         sums[segment.task] += losses[here] @ weights[here], weights[here].sum()
@@ -123,6 +129,8 @@ def read_losses(parts: Sequence[tuple[Any, torch.Tensor]], norm: float, batches:
     return Update(
         loss=float(losses @ weights),
         loss_by_task={task: float(total / weight) for task, (total, weight) in sums.items()},
+        examples_by_task=dict(examples_by_task),
+        tokens_by_task=dict(tokens_by_task),
         grad_norm=norm,
         examples=len(losses),
         tokens=sum(batch.tokens for batch in batches),
@@ -305,7 +313,7 @@ class Window:
     tokens: int = 0
     padded: int = 0
     seconds: float = 0.0
-    by_task: dict[str, list[float]] = field(default_factory=dict)  # task -> [sum of losses, updates it was in]
+    by_task: dict[str, list[Any]] = field(default_factory=dict)  # task -> sums of [loss, updates it was in, examples, tokens]
 
     def add(self, report: Update, seconds: float) -> None:
         self.updates += 1
@@ -316,18 +324,20 @@ class Window:
         self.padded += report.padded
         self.seconds += seconds
         for task, loss in report.loss_by_task.items():
-            sums = self.by_task.setdefault(task, [0.0, 0])
-            sums[0] += loss
-            sums[1] += 1
+            sums = self.by_task.setdefault(task, [0.0, 0, 0, 0])
+            added = (loss, 1, report.examples_by_task[task], report.tokens_by_task[task])
+            self.by_task[task] = [old + new for old, new in zip(sums, added, strict=True)]
 
     def record(self, progress: Progress, mixture: Mixture, rate: float) -> dict[str, Any]:
-        """One line of metrics.jsonl: means over the window, counters over the run."""
+        """One line of metrics.jsonl: means over the window, counters over the run; by task, what the window added."""
         count, seconds = max(self.updates, 1), max(self.seconds, 1e-9)
         return {
             "step": progress.updates,
             "epoch": round(progress.updates / mixture.updates_per_epoch, 4),
             "loss": self.loss / count if self.updates else None,  # None: every update of the window was skipped
-            "loss_by_task": {task: total / times for task, (total, times) in sorted(self.by_task.items())},
+            "loss_by_task": {task: sums[0] / sums[1] for task, sums in sorted(self.by_task.items())},
+            "examples_by_task": {task: sums[2] for task, sums in sorted(self.by_task.items())},
+            "tokens_by_task": {task: sums[3] for task, sums in sorted(self.by_task.items())},
             "lr": rate,
             "grad_norm": self.grad_norm / count,
             "examples": progress.examples,

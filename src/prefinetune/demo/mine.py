@@ -11,24 +11,26 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from prefinetune.demo import rows as made
-from prefinetune.demo.read import Doc, digest, normal, read_packages, sentences
+from prefinetune.demo.read import Doc, digest, in_processes, normal, read_packages, sentences
 from prefinetune.demo.rows import LEAST_PER_LABEL, TARGET_PACKAGES, Maker, Row, first_words
-from prefinetune.families import Choice, Classification, Denoising, Family, Regression, Span
+from prefinetune.families import Classification, Denoising, Family, Span
 from prefinetune.sources import Rows
 from prefinetune.task import Task
 
 EVALUATION_PERCENT = 25  # of objects
 LEAST_ROWS, MOST_CLASSES = 400, 12
-TRAIN_ROWS, VALIDATION_ROWS = 12_000, 300  # of a pre-finetuning task
+MOST_FOUND = 20_000  # rows of a pre-finetuning task to choose from
+TRAIN_ROWS, VALIDATION_ROWS = 8_000, 300
 TARGET_ROWS = {"train": 4_000, "validation": 400, "test": 1_000}
 RAW_WORDS = 200  # of a text for denoising
-MODULE_TASKS = 8  # packages whose sub-modules are a pre-finetuning task
+MODULE_TASKS = 9  # packages whose sub-modules are a pre-finetuning task
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,11 @@ def mine(seed: int = 0, progress: Callable[[str], None] | None = None, packages:
     reading = read_packages(packages, progress)
     training, evaluation = divide(reading.docs)
     texts = raw_texts(training)
-    tasks = [task for recipe in recipes(training) if (task := learned(recipe, training, seed))]
-    targets = [task for recipe in target_recipes() if (task := kept_out(recipe, training, evaluation, seed))]
+    ours = recipes(training)
+    jobs = [partial(learned, recipe, training, seed) for recipe in ours]
+    jobs += [partial(kept_out, recipe, training, evaluation, seed) for recipe in target_recipes()]
+    done = list(in_processes(lambda at: jobs[at](), range(len(jobs))))
+    tasks, targets = ([task for task in part if task] for part in (done[: len(ours)], done[len(ours) :]))
     if len(texts) >= LEAST_ROWS:
         tasks.append(denoising(texts, seed))
     if progress is not None:
@@ -111,10 +116,7 @@ def raw_texts(docs: Sequence[Doc]) -> list[str]:
 def learned(recipe: Recipe, docs: Sequence[Doc], seed: int) -> Task | None:
     """A pre-finetuning task, or None if there is too little for it."""
     rng = random.Random(f"{seed} {recipe.name}")
-    found = iter(recipe.rows(rng.sample(docs, len(docs)), rng))
-    if not isinstance(recipe.family, Classification) or recipe.family.pair:
-        # All classes alike or none: a few more rows than are wanted will do. Elsewhere a rare class needs all objects.
-        found = islice(found, round(1.2 * (TRAIN_ROWS + VALIDATION_ROWS)))
+    found = islice(recipe.rows(rng.sample(docs, len(docs)), rng), MOST_FOUND)
     rows = distinct(found)
     labels = classes(recipe, rows)
     train, validation = split(balanced(rows, labels, rng), VALIDATION_ROWS)
@@ -214,40 +216,38 @@ def split(rows: Sequence[Row], size: int) -> tuple[list[dict[str, Any]], list[di
 
 
 def recipes(docs: Sequence[Doc]) -> list[Recipe]:
-    """What pre-finetuning learns."""
+    """What pre-finetuning learns: one short text each, or a span; pairs and choices stayed at chance at the demo's size."""
     counts = Counter(doc.package for doc in docs if doc.package not in TARGET_PACKAGES)
-    one, choice, span = Classification("text"), Choice("text", "options"), Span("question", "context")
-    two = Classification("first", "second")
+    one, span = Classification("text"), Span("question", "context")
+    summary = made.among_rows("Where does the text say what this is for?", made.summary_text)
+    parameter = made.among_rows("Where does the text describe a parameter?", made.parameter_text, without="parameters")
     raised = made.among_rows("When does this fail?", made.raised_text)
     return [
-        Recipe("package", one, made.package_rows, "Which package is this from?"),
         Recipe("kind", one, made.kind_rows, "What kind of object does this describe?"),
-        *(module_recipe(package, MOST_CLASSES) for package, _ in counts.most_common(MODULE_TASKS)),
+        *(module_recipe(package, 30) for package, _ in counts.most_common(MODULE_TASKS)),
+        Recipe("place", one, made.place_rows, "Which part of which package does this describe?", 200),
+        Recipe("file", one, made.file_rows, "What is the file called in which this stands?", 60),
+        Recipe("verb", one, made.verb_rows, "Which word does the name of this function begin with?", 40),
+        Recipe("noun", one, made.noun_rows, "Which word does the name of this object end with?", 60),
+        Recipe("first-word", one, made.first_word_rows, "Which word does this text begin with?", 40),
         Recipe("section", one, made.section_rows, "Which part of a docstring is this sentence from?"),
+        Recipe("parameter-name", one, made.parameter_name_rows, "What is this parameter called?", 60),
         Recipe("optional", one, made.optional_rows, "May this parameter be left out?"),
-        Recipe("deprecated", one, made.deprecated_rows, "Does the rest of this docstring speak of a deprecation?"),
-        Recipe("name-fits", two, made.name_fits_rows, "Does this summary fit this name?"),
-        Recipe("body-continues", two, made.body_continues_rows, "Does this body continue this summary?"),
-        Recipe("sentence-order", two, made.order_rows, "Are these two sentences in order?"),
-        Recipe("summary-of-name", choice, made.summary_of_name_rows, "Which summary fits this name?"),
-        Recipe("summary-of-body", choice, made.summary_of_body_rows, "Which summary fits this body?"),
-        Recipe("described-span", span, made.described_rows, "Where does the text say what x is?"),
-        Recipe("default-span", span, made.default_rows, "What is the default of x?"),
+        Recipe("summary-span", span, summary, "Where does the text say what this is for?"),
+        Recipe("parameter-span", span, parameter, "Where does the text describe a parameter?"),
         Recipe("raised-span", span, raised, "Where does the text say when an error is raised?"),
-        Recipe("position", Regression("text", low=0.0, high=1.0), made.position_rows, "Where in its text is this sentence?"),
     ]
 
 
 def target_recipes() -> list[Recipe]:
     """What is kept out; none asks what a pre-finetuning task asks."""
-    one, choice, span = Classification("text"), Choice("text", "options"), Span("question", "context")
-    returned = made.among_rows("What is returned?", made.returned_text)
+    one, span = Classification("text"), Span("question", "context")
+    returned = made.among_rows("What is returned?", made.returned_text, without="result")
     return [
         *(module_recipe(package, most) for package, most in TARGET_PACKAGES.items()),
         Recipe("return-type", one, made.return_type_rows, "What type does this function return?"),
         Recipe("parameter-type", one, made.parameter_type_rows, "What type is this parameter?", 10),
         Recipe("exception", one, made.exception_rows, "Which exception does this raise?", 10),
-        Recipe("parameter-choice", choice, made.parameter_rows, "Which parameter does this describe?"),
         Recipe("returned-span", span, returned, "Where does the text say what is returned?"),
     ]
 

@@ -16,10 +16,11 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import docstring_parser
 from docstring_parser.common import DocstringStyle
@@ -34,7 +35,9 @@ MOST_BYTES = 12_000_000  # of source per package; a package that has more gives 
 MOST_FILE_BYTES = 1_000_000  # longer files are generated
 CHUNK = 40  # files that a process reads at a time
 
-
+do_next: Callable[[Any], Any]  # of this process
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Node = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -43,7 +46,6 @@ class Param:
     name: str
     type: str  # as the docstring or else the annotation says it
     text: str
-    default: str
     optional: bool | None  # None: not known
 
 
@@ -60,7 +62,6 @@ class Doc:
     params: tuple[Param, ...] = ()
     returned: tuple[str, str] = ("", "")
     raised: tuple[tuple[str, str], ...] = ()
-    deprecated: bool = False
     key: str = ""  # digest of the normalised summary: objects of one key are never divided
 
     def pieces(self) -> Iterator[str]:
@@ -101,13 +102,26 @@ def read_packages(packages: Sequence[Path] | None = None, progress: Callable[[st
     return total
 
 
-def in_processes(work: Callable[[list], Reading], chunks: list[list]) -> Iterator[Reading]:
-    """Two processes where they can be forked; a spawned one would run the caller's main module again."""
-    if len(chunks) > 4 and "fork" in multiprocessing.get_all_start_methods() and (os.cpu_count() or 1) > 1:
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
-            yield from pool.map(work, chunks)
+def in_processes(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Two processes where they can be forked; a spawned one would run the caller's main module again.
+
+    A fork has all that `work` refers to; only items and results are sent.
+    """
+    if len(items) > 4 and "fork" in multiprocessing.get_all_start_methods() and (os.cpu_count() or 1) > 1:
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(2, mp_context=context, initializer=set_work, initargs=(work,)) as pool:
+            yield from pool.map(do_work, items)
     else:
-        yield from map(work, chunks)
+        yield from map(work, items)
+
+
+def set_work(work: Callable[[Any], Any]) -> None:
+    global do_next
+    do_next = work
+
+
+def do_work(item: Any) -> Any:
+    return do_next(item)
 
 
 # ---- which files
@@ -213,7 +227,7 @@ def read_object(node: Node, package: str, module: str, name: str, kind: str, tot
     body = [sentence for sentence in rest if readable(sentence) and sentence[0].isupper() and sentence[-1] in ".!?"]
     known = signature(node)
     params = [
-        Param(name_of(param), said_type(param, known), text, default(param), optional(param, known))
+        Param(name_of(param), said_type(param, known), text, optional(param, known))
         for param in parsed.params
         if param.args[0] in ("param", "parameter", "arg")  # not an attribute
         and name_of(param).isidentifier()
@@ -225,7 +239,6 @@ def read_object(node: Node, package: str, module: str, name: str, kind: str, tot
         said = parsed.returns
         returned = (annotation, "") if said is None else (said.type_name or annotation, first_prose(said.description))
     raised = [((item.type_name or "").strip("`: "), first_prose(item.description)) for item in parsed.raises]
-    marks = [ast.unparse(mark).lower() for mark in getattr(node, "decorator_list", ())]
     yield Doc(
         package=package,
         module=module,
@@ -236,7 +249,6 @@ def read_object(node: Node, package: str, module: str, name: str, kind: str, tot
         params=tuple(params[:30]),
         returned=returned,
         raised=tuple((what, text) for what, text in raised if what and text),
-        deprecated="deprecated" in raw.lower() or any("deprecat" in mark for mark in marks),
         key=digest(normal(summary)),
     )
 
@@ -279,18 +291,14 @@ def name_of(param: docstring_parser.DocstringParam) -> str:
     return param.arg_name.strip("*` ")
 
 
-def said_type(param: docstring_parser.DocstringParam, known: dict[str, tuple[bool, str]]) -> str:
+def said_type(param: docstring_parser.DocstringParam, known: Mapping[str, tuple[bool, str]]) -> str:
     return (param.type_name or known.get(name_of(param), (False, ""))[1]).strip()
 
 
-def optional(param: docstring_parser.DocstringParam, known: dict[str, tuple[bool, str]]) -> bool | None:
+def optional(param: docstring_parser.DocstringParam, known: Mapping[str, tuple[bool, str]]) -> bool | None:
     if name_of(param) in known:
         return known[name_of(param)][0]
     return True if param.is_optional or "optional" in (param.type_name or "").lower() else None
-
-
-def default(param: docstring_parser.DocstringParam) -> str:
-    return (param.default or "").strip(" `'\".")
 
 
 # ---- prose
@@ -373,9 +381,14 @@ def blocks(text: str) -> Iterator[str]:
     yield "\n".join(current)
 
 
+MARKUP = re.compile(r"[<`\[|*]|https?:| [.,;:)]")
+
+
 def plain(text: str) -> str:
-    for pattern, new in INLINE:
-        text = pattern.sub(new, text)
+    text = " ".join(text.split())
+    if MARKUP.search(text):  # most texts have none, and a dozen patterns take their time
+        for pattern, new in INLINE:
+            text = pattern.sub(new, text)
     return re.sub(r":+$", ":", text.replace("::", ":").strip())
 
 
@@ -394,7 +407,7 @@ ODD = re.compile(r"[\\{}|$`]|^TODO|^\w+ \([^)]*\)?:|\(\W*$|>>>|__\w+__ *=|->|=>|
 
 def readable(sentence: str) -> bool:
     """Whether it reads as a sentence and not as code, a formula or a signature."""
-    letters = sum(character.isalpha() or character == " " for character in sentence)
+    letters = sum(map(str.isalpha, sentence)) + sentence.count(" ")
     return (
         len(sentence) >= 8
         and letters >= 0.82 * len(sentence)

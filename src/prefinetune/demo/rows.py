@@ -9,13 +9,14 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
-from prefinetune.demo.read import STDLIB, Doc, normal, sentences
+from prefinetune.demo.read import Doc, sentences
 
 NAME = "NAME"
-TEXT_WORDS, CONTEXT_WORDS, ANSWER_WORDS = 60, 120, 25
-LEAST_PER_LABEL = 42  # of all rows, so that 30 are left for training after an eighth went to validation
+TEXT_WORDS, CONTEXT_WORDS, ANSWER_WORDS = 40, 60, 25
+LEAST_PER_LABEL = 30  # of all rows: validation and the bounds on rows take some of them
 TARGET_PACKAGES = {"scipy": 10, "sklearn": 10}  # whose sub-modules are kept out, and how many of these
 
 Row = tuple[str, dict[str, Any]]  # the key of the object it is from, and its columns
@@ -27,9 +28,6 @@ Maker = Callable[[Sequence[Doc], random.Random], Iterable[Row]]
 
 WORD = re.compile(r"[A-Za-z_]\w*")
 REPEATED = re.compile(rf"\b{NAME}(\.{NAME})+\b")
-SPOKEN = {"sklearn": ("scikit",), "torch": ("pytorch",), "huggingface_hub": ("huggingface", "hub"), STDLIB: ("cpython",)}
-
-
 FAILURE = re.compile("error|exception")
 
 
@@ -57,12 +55,12 @@ def spelled(name: str) -> str:
 
 
 def first_words(parts: Iterable[str], most: int) -> str:
-    """As many of the first parts as `most` words hold."""
+    """As many of the first parts as `most` words hold, and at least one."""
     taken: list[str] = []
     words = 0
     for part in parts:
         words += len(part.split())
-        if words > most:
+        if taken and words > most:
             break
         taken.append(part)
     return " ".join(taken)
@@ -76,35 +74,14 @@ def closed(sentence: str) -> str:
     return sentence if sentence[-1] in ".!?:" else sentence + "."
 
 
-def neighbours(docs: Sequence[Doc]) -> Callable[[Doc], Sequence[Doc]]:
-    """For an object those of its file, or where these are few, of its package: hard to tell from it."""
-    files, packages = defaultdict(list), defaultdict(list)
-    for doc in docs:
-        files[doc.package, doc.module].append(doc)
-        packages[doc.package].append(doc)
-    return lambda doc: near if len(near := files[doc.package, doc.module]) >= 8 else packages[doc.package]
-
-
-def others(doc: Doc, near: Sequence[Doc], count: int, rng: random.Random) -> list[Doc]:
-    """`count` neighbours with other summaries; fewer where there are not as many."""
-    found = {doc.key: doc}
-    for _ in range(6 * count):
-        other = near[rng.randrange(len(near))]
-        found.setdefault(other.key, other)
-        if len(found) > count:
-            break
-    return list(found.values())[1:]
+@cache
+def forms(words: str) -> re.Pattern[str]:
+    """Finds the words and what endings make of them: compute -> computes, computed, computing."""
+    stems = "|".join(re.escape(word.removesuffix("e") or word) for word in words.lower().split())
+    return re.compile(rf"^(?:{stems})\w{{0,4}}$")
 
 
 # ---- classification of one text
-
-
-def package_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    names = {doc.package for doc in docs}
-    said = {name.lower() for name in (*names, *sum(SPOKEN.values(), ())) if len(name) > 3}
-    within = re.compile("|".join(map(re.escape, sorted(said))))
-    for doc in docs:
-        yield doc.key, {"text": mask(opening(doc), own_names(doc), within), "label": doc.package}
 
 
 def kind_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
@@ -115,14 +92,27 @@ def kind_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
 
 
 def module_rows(package: str) -> Maker:
-    def rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-        mine = [doc for doc in docs if doc.package == package and doc.module]
-        labels = sub_modules(mine)
-        said = {part for label in set(labels) for part in label.split(".")}
-        for doc, label in zip(mine, labels, strict=True):
-            yield doc.key, {"text": mask(opening(doc), own_names(doc) | said), "label": label}
+    return lambda docs, rng: in_modules([doc for doc in docs if doc.package == package and doc.module])
 
-    return rows
+
+def place_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
+    """The modules of all packages, as labels of one task."""
+    packages = defaultdict(list)
+    for doc in docs:
+        if doc.package not in TARGET_PACKAGES and doc.module:
+            packages[doc.package].append(doc)
+    rows = [
+        (key, row | {"label": f"{package}.{row['label']}"}) for package, mine in packages.items() for key, row in in_modules(mine)
+    ]
+    yield from rng.sample(rows, len(rows))
+
+
+def in_modules(docs: Sequence[Doc]) -> Iterator[Row]:
+    """The objects of one package, labelled with its sub-modules."""
+    labels = sub_modules(docs)
+    said = {part for label in set(labels) for part in label.split(".")}
+    for doc, label in zip(docs, labels, strict=True):
+        yield doc.key, {"text": mask(opening(doc), own_names(doc) | said), "label": label}
 
 
 def sub_modules(docs: Sequence[Doc]) -> list[str]:
@@ -140,14 +130,54 @@ def sub_modules(docs: Sequence[Doc]) -> list[str]:
 
 
 def section_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
+    """Without what is returned, which a target asks for."""
     for doc in docs:
         found = {"summary": doc.summary, "body": rng.choice(doc.body) if doc.body else ""}
         found["parameter"] = rng.choice(doc.params).text if doc.params else ""
-        found["result"] = doc.returned[1]
         found["failure"] = doc.raised[0][1] if doc.raised else ""
         for label, text in found.items():
             if text:
                 yield doc.key, {"text": mask(closed(text), own_names(doc)), "label": label}
+
+
+def verb_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
+    for doc in docs:
+        words = spelled(doc.name).split()
+        if doc.kind in ("function", "method") and len(words) > 1:
+            yield doc.key, {"text": mask(opening(doc), own_names(doc), forms(words[0])), "label": words[0]}
+
+
+def noun_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
+    for doc in docs:
+        words = spelled(doc.name).split()
+        if doc.kind not in ("module", "exception") and len(words) > 1:
+            yield doc.key, {"text": mask(opening(doc), own_names(doc), forms(words[-1])), "label": words[-1]}
+
+
+def first_word_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
+    for doc in docs:
+        first, _, rest = opening(doc).partition(" ")
+        label = re.sub("(?<=[a-z]{2}[^isu])s$", "", first.lower())  # Returns -> return
+        if label.isalpha():
+            yield doc.key, {"text": mask(f"{NAME} {rest}", own_names(doc), forms(label)), "label": label}
+
+
+def file_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
+    """Files of one name, such as utils or base, stand in many packages."""
+    for doc in docs:
+        if doc.package not in TARGET_PACKAGES and doc.module:
+            label = doc.module.rpartition(".")[2].strip("_")
+            yield doc.key, {"text": mask(opening(doc), own_names(doc), forms(label)), "label": label}
+
+
+# ---- classification of a parameter's description
+
+
+def parameter_name_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
+    for doc in docs:
+        for param in rng.sample(doc.params, min(4, len(doc.params))):
+            text = mask(param.text, own_names(doc), forms(spelled(param.name) or param.name))
+            yield doc.key, {"text": text, "label": param.name}
 
 
 GIVEN = re.compile(r"\b(default|optional|omitted|not (given|provided|specified|set|passed)|unspecified)|\b(is|be) None", re.I)
@@ -162,106 +192,11 @@ def optional_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
                 yield doc.key, {"text": text, "label": "optional" if param.optional else "required"}
 
 
-def deprecated_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    near = neighbours(docs)
-    said = re.compile("deprecat", re.I)
-
-    def row(doc: Doc, label: str) -> Row:
-        parts = [part for part in (closed(doc.summary), *doc.body) if not said.search(part)]
-        return doc.key, {"text": mask(first_words(parts, TEXT_WORDS), own_names(doc)), "label": label}
-
-    for doc in docs:
-        if doc.deprecated:
-            current = [other for other in others(doc, near(doc), 1, rng) if not other.deprecated]
-            pair = [row(doc, "deprecated"), *(row(other, "current") for other in current)]
-            yield from (one for one in pair if one[1]["text"])
-
-
-# ---- classification of pairs
-
-
-def name_fits_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    near = neighbours(docs)
-    for doc in docs:
-        for other in others(doc, near(doc), 1, rng):
-            shown = doc if rng.random() < 0.5 else other
-            # Both names are masked in either case, so that NAME says nothing about the answer.
-            text = mask(shown.summary, {doc.name, other.name})
-            if len(spelled(doc.name).split()) > 1:
-                yield doc.key, {"first": spelled(doc.name), "second": text, "label": "fits" if shown is doc else "other"}
-
-
-def body_continues_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    docs = [doc for doc in docs if doc.body]
-    near = neighbours(docs)
-    for doc in docs:
-        for other in others(doc, near(doc), 1, rng):
-            shown = doc if rng.random() < 0.5 else other
-            names = {doc.name, other.name}
-            body = first_words(shown.body[:3], TEXT_WORDS) or shown.body[0]
-            label = "continues" if shown is doc else "other"
-            yield doc.key, {"first": mask(doc.summary, names), "second": mask(body, names), "label": label}
-
-
-def order_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    for doc in docs:
-        if len(doc.body) >= 2:
-            at = rng.randrange(len(doc.body) - 1)
-            first, second = (mask(text, own_names(doc)) for text in doc.body[at : at + 2])
-            if rng.random() < 0.5:
-                yield doc.key, {"first": first, "second": second, "label": "in order"}
-            else:
-                yield doc.key, {"first": second, "second": first, "label": "swapped"}
-
-
-# ---- choice
-
-
-def choice_row(doc: Doc, text: str, right: str, wrong: Sequence[str], rng: random.Random) -> Iterator[Row]:
-    """A row with the right option at a random place; none unless there are three wrong ones that differ from it."""
-    if text and len({normal(option) for option in (right, *wrong)}) == 4:
-        options, place = list(wrong), rng.randrange(4)
-        options.insert(place, right)
-        yield doc.key, {"text": text, "options": options, "label": place}
-
-
-def summary_of_name_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    near = neighbours(docs)
-    for doc in docs:
-        if len(spelled(doc.name).split()) > 1:
-            wrong = others(doc, near(doc), 3, rng)
-            names = {one.name for one in (doc, *wrong)}
-            shown = [mask(one.summary, names) for one in wrong]
-            yield from choice_row(doc, spelled(doc.name), mask(doc.summary, names), shown, rng)
-
-
-def summary_of_body_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    near = neighbours(docs)
-    for doc in docs:
-        if doc.body:
-            wrong = others(doc, near(doc), 3, rng)
-            names = {one.name for one in (doc, *wrong)}
-            shown = [mask(one.summary, names) for one in wrong]
-            yield from choice_row(doc, mask(first_words(doc.body, TEXT_WORDS), names), mask(doc.summary, names), shown, rng)
-
-
-def parameter_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    for doc in docs:
-        if len(doc.params) >= 4:
-            names = {param.name for param in doc.params}
-            for _ in range(2):
-                right, *wrong = rng.sample(doc.params, 4)
-                shown = [spelled(param.name) or param.name for param in (right, *wrong)]
-                within = re.compile(re.escape(right.name.lower())) if len(right.name) > 2 else None
-                text = mask(right.text, names | {doc.name}, within)
-                yield from choice_row(doc, text, shown[0], shown[1:], rng)
-
-
 # ---- span
 
 
 def span_row(doc: Doc, question: str, pieces: Sequence[str], at: int, answer: str) -> Iterator[Row]:
-    """A row whose context is the pieces in a line; the answer is the end of piece number `at`, or stands in it once."""
+    """A row whose context is the pieces in a line; the answer stands in piece number `at`."""
     inside = pieces[at].find(answer)
     context = " ".join(pieces)
     if inside >= 0 and len(context.split()) <= CONTEXT_WORDS and 1 <= len(answer.split()) <= ANSWER_WORDS:
@@ -275,47 +210,17 @@ def first_sentence(text: str) -> str:
     return closed(sentences(text)[0])
 
 
-def described_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    """Where does the text say what x is: among three to six neighbouring parameters."""
-    for doc in docs:
-        if len(doc.params) >= 3:
-            for _ in range(2):
-                size = min(len(doc.params), rng.randint(3, 6))
-                start = rng.randrange(len(doc.params) - size + 1)
-                shown = doc.params[start : start + size]
-                at = rng.randrange(size)
-                pieces = [f"{param.name}: {first_sentence(param.text)}" for param in shown]
-                answer = first_sentence(shown[at].text).rstrip(".:")
-                yield from span_row(doc, f"What is {shown[at].name}?", pieces, at, answer)
-
-
-# Not "the default behaviour is"; what follows is one word or number and ends its clause.
-DEFAULT = re.compile(r"\bdefaults?(?: value)?(?: is| to|:|=) *([\w\"'+-][\w.\"'/+-]*?)(?=[.;,)]*(?: |$))", re.I)
-
-
-def default_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    """What is used if x is left out, where the description's own words say it."""
-    for doc in docs:
-        for index, param in enumerate(doc.params):
-            found = DEFAULT.search(param.text)
-            if found and re.match(r"[.;,)]|$", param.text[found.end() :]):
-                near = doc.params[max(0, index - 1) : index + 2]
-                pieces = [f"{one.name}: {closed(one.text)}" for one in near]
-                at = near.index(param)
-                for key, row in span_row(doc, f"What is the default of {param.name}?", pieces, at, found[0]):
-                    # The words before the value only served to find it.
-                    start = row["answers"]["answer_start"][0] + len(found[0]) - len(found[1])
-                    yield key, row | {"answers": {"text": [found[1]], "answer_start": [start]}}
-
-
-def among_rows(question: str, answer_of: Callable[[Doc], str]) -> Maker:
+def among_rows(question: str, answer_of: Callable[[Doc], str], without: str = "") -> Maker:
     """Where is the one sentence about X: among sentences about everything else, in random order and without headings."""
 
     def rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
         for doc in docs:
             if answer := answer_of(doc):
                 rest = [closed(doc.summary), *doc.body[:2]]
-                rest += [first_sentence(param.text) for param in rng.sample(doc.params, min(3, len(doc.params)))]
+                if without != "parameters":
+                    rest += [first_sentence(param.text) for param in rng.sample(doc.params, min(3, len(doc.params)))]
+                if without != "result" and doc.returned[1]:
+                    rest.append(first_sentence(doc.returned[1]))
                 rest = [text for text in dict.fromkeys(rest) if text != closed(answer)]
                 rng.shuffle(rest)
                 at = rng.randint(0, len(rest))
@@ -330,19 +235,16 @@ def returned_text(doc: Doc) -> str:
     return first_sentence(doc.returned[1]) if doc.returned[1] else ""
 
 
+def summary_text(doc: Doc) -> str:
+    return closed(doc.summary)
+
+
+def parameter_text(doc: Doc) -> str:
+    return first_sentence(doc.params[0].text) if doc.params else ""
+
+
 def raised_text(doc: Doc) -> str:
     return first_sentence(doc.raised[0][1]) if doc.raised else ""
-
-
-# ---- regression
-
-
-def position_rows(docs: Sequence[Doc], rng: random.Random) -> Iterator[Row]:
-    for doc in docs:
-        text = [closed(doc.summary), *doc.body]
-        if len(text) >= 4:
-            for at in rng.sample(range(len(text)), 2):
-                yield doc.key, {"text": mask(text[at], own_names(doc)), "label": round(at / (len(text) - 1), 3)}
 
 
 # ---- types and exceptions

@@ -300,18 +300,18 @@ def loss_chart(series: Iterable[tuple[int, tuple[list[int], list[float | None]]]
 
 def share_chart(run: Run, tasks: TaskList) -> dict[str, Any]:
     """Shares of examples and of tokens per task, the largest first."""
-    expected = sorted(run.expected_shares().items(), key=lambda item: -item[1][0])
+    found = sorted(run.shares()[0].items(), key=lambda item: -item[1][0])
     families = {task.name: task.family for task in run.tasks}
-    numbers = [tasks.number(name, families[name]) for name, _ in expected]
+    numbers = [tasks.number(name, families.get(name, "")) for name, _ in found]
     traces = []
     for index, (words, symbol, colour) in enumerate((("examples", "circle", "--arm-1"), ("tokens", "diamond-open", "--arm-2"))):
-        values = [pair[index] for _, pair in expected]
+        values = [pair[index] for _, pair in found]
         traces.append(
             {
                 "type": "scatter", "mode": "markers", "x": rounded(values), "y": numbers, "hoverinfo": "text",
                 "hovertext": [
                     f"{plotly_text(name)}<br>{value:.1%} of the {words}"
-                    for (name, _), value in zip(expected, values, strict=True)
+                    for (name, _), value in zip(found, values, strict=True)
                 ],
                 "marker": {"symbol": symbol, "size": 9, "color": colour},
             }

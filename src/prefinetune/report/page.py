@@ -391,11 +391,15 @@ class Page:
         if len(numbered) > MOST_LINES:
             words += f" The {MOST_LINES} with the highest last loss are in colour; filter by name to colour others."
         parts += [tag("h3", "Loss per task"), self.noted(loss_chart(numbered), words, tag("ul", class_="legend lines"))]
-        if len(run.expected_shares()) > 1:
+        shares, counted = run.shares()
+        if len(shares) > 1:
             shares_words = (
-                "Each row is a task: its share of the examples (circle) and of the tokens (diamond) that the model is shown. "
-                "These are expected shares, from the sizes in suite.yaml and the mixture's rates; the run did not count them."
+                "Each row is a task: its share of the examples (circle) and of the tokens (diamond) that the model was shown."
             )
+            if not counted:
+                shares_words += (
+                    " Expected shares, from the sizes in suite.yaml and the mixture's rates: the run did not count them."
+                )
             parts += [tag("h3", "Share of the mixture"), self.noted(share_chart(run, self.tasks), shares_words)]
         speed = [
             tag("figure", tag("figcaption", tag("b", title)), self.chart(spec, f"{title} over updates"))
@@ -410,7 +414,7 @@ class Page:
     def task_table(self, run: Run, lines: Mapping[str, tuple[list[int], list[float | None]]]) -> Markup:
         entries = {task.name: task for task in run.tasks}
         scores = {result["task"]: result for result in run.results}
-        shares = run.expected_shares()
+        shares, _ = run.shares()
         head = tag("thead", tag("tr", heading("Task"), *(heading(name, right=True) for name in (
             "First loss", "Last loss", "Validation score", "Examples", "Tokens each", "Share of examples", "Share of tokens",
             "Texts cut",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,8 @@ class Point:
     step: int
     loss: float | None = None
     loss_by_task: Mapping[str, float] = field(default_factory=dict)
+    examples_by_task: Mapping[str, float] = field(default_factory=dict)  # since the point before
+    tokens_by_task: Mapping[str, float] = field(default_factory=dict)
     examples_per_second: float | None = None
     tokens_per_second: float | None = None
     padding: float | None = None
@@ -102,6 +105,18 @@ class Run:
     def ended(self) -> str:
         """When the last result was written; empty for a run that has none."""
         return max((str(result.get("when", "")) for result in self.results), default="")
+
+    def shares(self) -> tuple[dict[str, tuple[float, float]], bool]:
+        """Per task the share of examples and of tokens, and whether they were counted, in the metrics, or are only expected."""
+        examples: Counter[str] = Counter()
+        tokens: Counter[str] = Counter()
+        for point in self.points:
+            examples.update(point.examples_by_task)
+            tokens.update(point.tokens_by_task)
+        if not examples:
+            return self.expected_shares(), False
+        all_examples, all_tokens = examples.total(), tokens.total() or 1.0
+        return {task: (count / all_examples, tokens[task] / all_tokens) for task, count in examples.items()}, True
 
     def expected_shares(self) -> dict[str, tuple[float, float]]:
         """Per task the share of examples and of tokens that its store's size and the mixture's rates let expect."""
@@ -299,13 +314,20 @@ def read_points(path: Path, problems: list[str]) -> tuple[Point, ...]:
         losses = {str(task): loss for task, value in given.items() if (loss := finite(value)) is not None}
         not_finite += len(given) - len(losses)
         numbers = {key: finite(record.get(key)) for key in ("loss", "examples_per_second", "tokens_per_second", "padding")}
-        found[step] = Point(step=step, loss_by_task=losses, **numbers)
+        examples, tokens = counted(record.get("examples_by_task")), counted(record.get("tokens_by_task"))
+        found[step] = Point(step=step, loss_by_task=losses, examples_by_task=examples, tokens_by_task=tokens, **numbers)
     problems += torn_lines(path, read.torn)
     if unusable:
         problems.append(f"{path.name}: {unusable} records without a step were left out")
     if not_finite:
         problems.append(f"{path.name}: {not_finite} losses are not finite numbers and are not drawn")
     return tuple(found[step] for step in sorted(found))
+
+
+def counted(value: Any) -> dict[str, float]:
+    """A record's counts by task; those that are no numbers are left out."""
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    return {str(task): count for task, given in pairs if (count := finite(given)) is not None}
 
 
 def read_results(path: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
