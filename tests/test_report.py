@@ -116,7 +116,7 @@ def make_comparison(
                         add_line(folder / "results.jsonl", {
                             "task": name, "family": "classification", "arm": arm, "labels": count, "seed": seed,
                             "metric": "accuracy", "score": score, "scores": {"accuracy": score, "majority": 0.3},
-                            "learning_rate": rate, "validation": 1 - rate, "digest": str(number), "subset": "s",
+                            "learning_rate": rate, "validation": 1 - rate, "digest": str(number), "subset": "s", "rows": rows,
                             "when": "2026-11-24T04:00:00+00:00",
                         })  # fmt: skip
                         number += 1
@@ -312,6 +312,20 @@ def test_expected_shares_follow_the_mixture(tmp_path):
     assert shares["a"][0] == pytest.approx(root[0] / sum(root), abs=0.01)
     each = [root[0] * 20, root[1] * 15]  # tokens per example: 2000 / 100 and 3000 / 200
     assert shares["a"][1] == pytest.approx(each[0] / sum(each), abs=0.01)
+
+
+def test_shares_are_counted_where_the_metrics_count_them(tmp_path):
+    run = make_run(tmp_path / "run", ["a", "b"])
+    _, counted = read_run(run).shares()
+    assert not counted
+    (run / "metrics.jsonl").unlink()
+    for step, (a, b) in enumerate([(3, 1), (2, 2)], 1):
+        add_line(
+            run / "metrics.jsonl", {"step": step, "examples_by_task": {"a": a, "b": b}, "tokens_by_task": {"a": 10, "b": 30}}
+        )
+    shares, counted = read_run(run).shares()
+    assert counted
+    assert shares == {"a": (5 / 8, 20 / 80), "b": (3 / 8, 60 / 80)}
 
 
 # ---- the list of runs

@@ -196,8 +196,12 @@ def runs(
     if as_json:
         emit([asdict(line) for line in lines])
         return
-    rows = [(str(r.folder), r.kind, r.state, str(r.tasks), r.done, r.best, r.next_command) for r in lines]
-    show_table(("folder", "kind", "state", "tasks", "done", "best", "next"), rows)
+    for line in lines:
+        score = f", {line.best}" if line.best else ""
+        print(f"{line.folder}  {line.kind}, {line.state}: {line.tasks} tasks, {line.done}{score}")
+        for text in (*line.problems, *([f"next: {line.next_command}"] if line.next_command else [])):
+            print(f"    {text}")
+    print(f"{len(lines)} runs and comparisons", file=sys.stderr)
 
 
 @app.command()

@@ -145,7 +145,7 @@ def all_arms(start: str | Path, base: str | Path | None, others: Mapping[str, st
     for name in others:
         if name in (BASE, TREATED):
             raise InputError(f"--arm: the name {name!r} is taken; choose another")
-    return {BASE: base, **others, TREATED: start}
+    return {BASE: base, TREATED: start, **others}
 
 
 def weights_digest(start: str | Path) -> str:
@@ -277,7 +277,8 @@ class Bench:
         except InputError as problem:
             failed = {
                 "task": cell.task, "family": family.kind, "metric": family.metric, "base": cell.start, "labels": cell.labels,
-                "seed": cell.seed, "score": None, "scores": {}, "validation": None, "failed": str(problem),
+                "seed": cell.seed, "rows": len(prepared.scored), "score": None, "scores": {}, "validation": None,
+                "failed": str(problem),
             }  # fmt: skip
             return failed | known, None
         return learned.record | known, family.row_statistics(learned.predictions, prepared.scored)
@@ -392,7 +393,7 @@ def run_in_worker(cell: Cell) -> Outcome:
 
 def show(comparison: Comparison, display: Display) -> None:
     """A table per label count, losers first, and the sentence that its numbers justify last."""
-    arms = [name for name in comparison.plan["arms"] if name != comparison.treated] + [comparison.treated]
+    arms = list(comparison.plan["arms"])
     for at in comparison.plan["labels"]:
         if lines := comparison.at(at):
             table = Table(title=f"{at} labels" if at != "all" else "all labels", title_justify="left", box=None, pad_edge=False)

@@ -18,8 +18,8 @@ from statistics import median
 from typing import Any
 
 from prefinetune.demo import rows as made
-from prefinetune.demo.read import Doc, digest, in_processes, normal, read_packages, sentences
-from prefinetune.demo.rows import LEAST_PER_LABEL, TARGET_PACKAGES, Maker, Row, first_words
+from prefinetune.demo.read import TARGET_PACKAGES, Doc, digest, in_processes, normal, read_packages, sentences
+from prefinetune.demo.rows import LEAST_PER_LABEL, Maker, Row, first_words
 from prefinetune.families import Classification, Denoising, Family, Span
 from prefinetune.sources import Rows
 from prefinetune.task import Task
@@ -28,7 +28,7 @@ EVALUATION_PERCENT = 25  # of objects
 LEAST_ROWS, MOST_CLASSES = 400, 12
 MOST_FOUND = 20_000  # rows of a pre-finetuning task to choose from
 TRAIN_ROWS, VALIDATION_ROWS = 8_000, 300
-TARGET_ROWS = {"train": 4_000, "validation": 400, "test": 1_000}
+TARGET_ROWS = {"train": 4_000, "validation": 400, "test": 800}
 RAW_WORDS = 200  # of a text for denoising
 MODULE_TASKS = 9  # packages whose sub-modules are a pre-finetuning task
 

@@ -31,7 +31,8 @@ SKIPPED_FOLDERS = {
     "_vendor", "vendored", "extern", "externals", "array_api_compat", "array_api_extra", "_distutils_hack", "__pycache__",
 }  # fmt: skip
 SKIPPED_PACKAGES = {"prefinetune", "pip", "pkg_resources", "setuptools"}  # ourselves, and copies of others
-MOST_BYTES = 12_000_000  # of source per package; a package that has more gives a sample of its files
+TARGET_PACKAGES = {"scipy": 10, "sklearn": 10}  # whose sub-modules targets ask for, and how many of these; read whole
+MOST_BYTES = 6_000_000  # of source per other package; one that has more gives a sample of its files
 MOST_FILE_BYTES = 1_000_000  # longer files are generated
 CHUNK = 40  # files that a process reads at a time
 
@@ -103,13 +104,14 @@ def read_packages(packages: Sequence[Path] | None = None, progress: Callable[[st
 
 
 def in_processes(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Two processes where they can be forked; a spawned one would run the caller's main module again.
+    """A process per core where they can be forked; a spawned one would run the caller's main module again.
 
     A fork has all that `work` refers to; only items and results are sent.
     """
-    if len(items) > 4 and "fork" in multiprocessing.get_all_start_methods() and (os.cpu_count() or 1) > 1:
+    cores = os.cpu_count() or 1
+    if len(items) > 4 and "fork" in multiprocessing.get_all_start_methods() and cores > 1:
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(2, mp_context=context, initializer=set_work, initargs=(work,)) as pool:
+        with ProcessPoolExecutor(cores, mp_context=context, initializer=set_work, initargs=(work,)) as pool:
             yield from pool.map(do_work, items)
     else:
         yield from map(work, items)
@@ -159,7 +161,7 @@ def sample(package: str, root: Path) -> list[tuple[str, str, str]]:
         if length > MOST_FILE_BYTES:
             continue
         size += length
-        if size > MOST_BYTES:
+        if size > MOST_BYTES and package not in TARGET_PACKAGES:
             break
         taken.append((package, module, str(path)))
     return taken

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from prefinetune.demo.read import Doc, sentences
+from prefinetune.demo.read import TARGET_PACKAGES, Doc, sentences
 
 NAME = "NAME"
 TEXT_WORDS, CONTEXT_WORDS, ANSWER_WORDS = 40, 60, 25
 LEAST_PER_LABEL = 30  # of all rows: validation and the bounds on rows take some of them
-TARGET_PACKAGES = {"scipy": 10, "sklearn": 10}  # whose sub-modules are kept out, and how many of these
 
 Row = tuple[str, dict[str, Any]]  # the key of the object it is from, and its columns
 Maker = Callable[[Sequence[Doc], random.Random], Iterable[Row]]

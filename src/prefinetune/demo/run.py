@@ -34,10 +34,10 @@ REPORT_EVERY = 15.0  # seconds between lines about trainings that run side by si
 PRETRAINING: Mapping[str, Any] = {
     "optimizer": {"learning_rate": 2e-3, "warmup": 0.1},
     "mixture": {"sub_batches": 64, "sub_batch_size": 1},
-    "train": {"updates": 350, "checkpoint_every": None, "evaluation_rows": 300, "token_budget": 8192},
+    "train": {"updates": 300, "checkpoint_every": None, "evaluation_rows": 300, "token_budget": 8192},
 }
 # Of pre-finetuning and of both controls.
-LONGER: Mapping[str, Any] = {"updates": 1000, "checkpoint_every": None, "evaluation_rows": 100, "token_budget": 8192}
+LONGER: Mapping[str, Any] = {"updates": 700, "checkpoint_every": None, "evaluation_rows": 100, "token_budget": 8192}
 # Natural sampling would spend most of these few updates on the largest tasks.
 PREFINETUNING: Mapping[str, Any] = {
     "data": {"max_length": 64},
@@ -201,7 +201,7 @@ def new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
         hidden_size=WIDTH,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
-        intermediate_size=2 * WIDTH,
+        intermediate_size=WIDTH,
         max_position_embeddings=LENGTH,
         classifier_pooling="mean",
         classifier_dropout=0.1,

@@ -20,6 +20,7 @@ from prefinetune.report.read import Run
 MOST_ROWS = 36  # as many as fit on a printed page
 MOST_LINES = 8  # as many as can be told apart
 MOST_POINTS = 80  # of a line over time
+MOST_STRETCHES = 32  # of a loss over time
 SYMBOLS = (("square-open", "□"), ("circle", "●"), ("diamond", "◆"), ("triangle-up", "▲"), ("cross", "✚"), ("x", "✖"))
 
 
@@ -254,19 +255,19 @@ def binned(points: Sequence[tuple[int, float]], edges: np.ndarray) -> tuple[list
     return [int(steps[place == one].max()) for one in used], rounded((values[place == one].mean() for one in used), 4)
 
 
-def edges_of(steps: Sequence[int]) -> np.ndarray:
-    """Where a line over time is cut into at most MOST_POINTS stretches: at the recorded steps where they are few."""
+def edges_of(steps: Sequence[int], most: int = MOST_POINTS) -> np.ndarray:
+    """Where a line over time is cut into at most `most` stretches: at the recorded steps where they are few."""
     distinct = np.unique(np.array(steps))
-    if len(distinct) <= MOST_POINTS:
+    if len(distinct) <= most:
         return distinct
-    return np.linspace(distinct[0] - 1, distinct[-1], MOST_POINTS + 1)[1:]
+    return np.linspace(distinct[0] - 1, distinct[-1], most + 1)[1:]
 
 
 def loss_lines(run: Run) -> dict[str, tuple[list[int], list[float | None]]]:
-    """Per task its loss over time, the highest last one first."""
+    """Per task its loss over time, the highest last first, as means over stretches: in each update a task has few examples."""
     if not run.points:
         return {}
-    edges = edges_of([point.step for point in run.points])
+    edges = edges_of([point.step for point in run.points], MOST_STRETCHES)
     by_task: dict[str, list[tuple[int, float]]] = {}
     for point in run.points:
         for task, loss in point.loss_by_task.items():

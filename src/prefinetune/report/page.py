@@ -387,7 +387,9 @@ class Page:
         if stuck:
             words = f"{len(stuck)} of {len(last)} tasks stand no better than a uniform guess at the end: {names(stuck)}."
             parts.append(tag("p", words, class_="notice"))
-        words = "Each line is a task's training loss over the run; at 1 the model does no better than guessing uniformly."
+        words = (
+            "Each line is a task's training loss, in means over stretches of the run; at 1 it is no better than a uniform guess."
+        )
         if len(numbered) > MOST_LINES:
             words += f" The {MOST_LINES} with the highest last loss are in colour; filter by name to colour others."
         parts += [tag("h3", "Loss per task"), self.noted(loss_chart(numbered), words, tag("ul", class_="legend lines"))]
