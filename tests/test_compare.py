@@ -70,6 +70,7 @@ def test_arms_differ_in_nothing_but_where_they_start(compare, tmp_path, tiny_mod
     assert len(groups) == 2 * 2 * 2
     for group in groups.values():
         assert {record["arm"] for record in group} == {"base", "control", "pre-finetuned"}
+        assert {record["arm"] for record in group if record["validation"] is not None} == {"base"}
         for key in ("subset", "updates", "examples", "split", "rows"):
             assert len({record[key] for record in group}) == 1, key
     # The control starts where the base does, so all its scores are the base's.

@@ -272,6 +272,8 @@ class Bench:
         examples = prepared.examples(cell.labels, cell.seed)
         sources = examples.rows.tolist() if isinstance(examples, Store) else [examples[i].source for i in range(len(examples))]
         known["subset"] = digest_of(sources)
+        if cell.arm != BASE:  # nothing is chosen on the other arms
+            prepared = replace(prepared, selection=[])
         try:
             learned = learn(prepared, cell.start, examples, config)
         except InputError as problem:

@@ -163,7 +163,9 @@ def learn(
     model = MultiTask(load_backbone(str(model_folder(start)), config.model.attention_dropout), {task: family}, config.seed)
     kept = keep_head and load_head(model, task, Path(start))
     data = [TaskData(task, family, examples)]
-    result = fit(model, prepared.tokenizer, data, {task: prepared.selection}, config, folder, display, resume)
+    watched = {task: prepared.selection} if prepared.selection else {}
+    result = fit(model, prepared.tokenizer, data, watched, config, folder, display, resume)
+    validation = result.scores[task][family.metric] if watched else None
     progress = result.progress
     predictions = predict(model, prepared.tokenizer, task, prepared.scored)
     scores = family.score(predictions, prepared.scored)
@@ -171,7 +173,7 @@ def learn(
         "task": task, "family": family.kind, "base": str(start), "labels": len(examples), "seed": config.seed,
         "metric": family.metric, "score": scores[family.metric], "scores": scores, "split": prepared.split,
         "rows": len(prepared.scored), "head": "kept" if kept else "new", "best_update": progress.best_update,
-        "validation": result.scores[task][family.metric], "examples": progress.examples, "updates": progress.updates,
+        "validation": validation, "examples": progress.examples, "updates": progress.updates,
         "seconds": round(progress.seconds, 2),
     }  # fmt: skip
     return Learned(model, record, predictions)

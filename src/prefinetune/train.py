@@ -91,7 +91,8 @@ def update(
     Every example adds weight x loss / log(outcomes) to one sum, whose gradient is accumulated over micro-batches, clipped
     once, and stepped once. A head that no example used keeps gradient None, so that the optimizer does not move it.
     """
-    model.train()
+    if not model.training:
+        model.train()  # walks through every module, which small models feel
     optimizer.zero_grad(set_to_none=True)
     parts: list[tuple[Any, torch.Tensor]] = []
     for batch in batches:

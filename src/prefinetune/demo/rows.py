@@ -15,7 +15,7 @@ from typing import Any
 from prefinetune.demo.read import TARGET_PACKAGES, Doc, sentences
 
 NAME = "NAME"
-TEXT_WORDS, CONTEXT_WORDS, ANSWER_WORDS = 40, 60, 25
+TEXT_WORDS, CONTEXT_WORDS, ANSWER_WORDS = 40, 45, 20
 LEAST_PER_LABEL = 30  # of all rows: validation and the bounds on rows take some of them
 
 Row = tuple[str, dict[str, Any]]  # the key of the object it is from, and its columns
