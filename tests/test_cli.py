@@ -141,15 +141,16 @@ def test_a_run_and_a_fine_tuning_on_a_table_leave_what_they_should(command, suit
     assert task["splits"]["validation"] == "held out of train"
     assert (task["store"]["examples"], task["store"]["bad_rows"]) == (38, 0)
     environment = json.loads((out / "environment.json").read_text())
-    assert environment.keys() == {"python", "platform", "cores", "packages", "started"}
+    assert environment.keys() == {"python", "platform", "cores", "packages", "started", "command"}
+    assert environment["command"].startswith("prefinetune train ")
     assert environment["packages"]["torch"]
     assert json.loads((out / "run.json").read_text()).keys() == {"kind", "model", "settings", "data"}
     lines = RunFolder(out).metrics()
     assert [line["step"] for line in lines] == [2, 4, 6]
     for line in lines:
         assert line.keys() == {
-            "step", "epoch", "loss", "loss_by_task", "lr", "grad_norm", "examples", "tokens", "padding", "examples_per_second",
-            "tokens_per_second", "skipped",
+            "step", "epoch", "loss", "loss_by_task", "examples_by_task", "tokens_by_task", "lr", "grad_norm", "examples",
+            "tokens", "padding", "examples_per_second", "tokens_per_second", "skipped",
         }  # fmt: skip
     [record] = RunFolder(out).results()
     assert record.keys() >= {

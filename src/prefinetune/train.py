@@ -91,8 +91,7 @@ def update(
     Every example adds weight x loss / log(outcomes) to one sum, whose gradient is accumulated over micro-batches, clipped
     once, and stepped once. A head that no example used keeps gradient None, so that the optimizer does not move it.
     """
-    if not model.training:
-        model.train()  # walks through every module, which small models feel
+    model.train()
     optimizer.zero_grad(set_to_none=True)
     parts: list[tuple[Any, torch.Tensor]] = []
     for batch in batches:
