@@ -172,6 +172,15 @@ def test_a_run_and_a_fine_tuning_on_a_table_leave_what_they_should(command, suit
     assert command("finetune", suite, "--from", out, "--labels", "many")[0] == 2
     assert command("finetune", suite, "--from", out, "--labels", "1000", "--out", tmp_path / "none")[0] == 2
 
+    code, listed, said = command("runs", tmp_path)
+    assert code == 0, said
+    assert f"{out}  train, finished: 1 tasks, 6 updates" in listed
+    assert f"    next: prefinetune compare TASK --from {out}" in listed
+    code, printed, said = command("report", tmp_path, "-o", tmp_path / "page.html", "--json")
+    assert code == 0, said
+    assert json.loads(printed) == {"out": str(tmp_path / "page.html")}
+    assert "mine" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
 
 def test_without_json_the_result_of_a_run_is_on_standard_error(command, suite, tmp_path, tiny_model):
     code, printed, said = command("train", suite, "train.updates=2", "-m", tiny_model, "-o", tmp_path / "run")
