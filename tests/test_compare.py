@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -108,6 +109,22 @@ def test_finished_cells_are_not_run_again_and_a_comparison_can_grow(compare, lea
     assert not grown.missing
     scores = {(line.task, line.at): line.scores["base"][0] for line in first.lines}
     assert {(line.task, line.at): line.scores["base"][0] for line in grown.lines} == scores
+
+
+def test_an_arm_with_another_tokenizer_may_be_added_and_learns_from_the_same_rows(compare, learned, tmp_path, tiny_model):
+    first = compare(seeds=1, labels=(16,))
+    count = len(learned)
+    other = tmp_path / "other-model"
+    shutil.copytree(tiny_model, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["zzz"] = words.pop("never")
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    grown = compare(seeds=1, labels=(16,), arms={"other": other})
+    assert len(learned) == count + 2
+    assert not grown.problems
+    before = {line.task: line.scores["base"] for line in first.lines}
+    assert {line.task: line.scores["base"] for line in grown.lines} == before
 
 
 def test_a_crash_loses_one_cell_and_what_follows_is_what_would_have_been(compare, monkeypatch, tmp_path):

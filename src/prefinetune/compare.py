@@ -42,6 +42,7 @@ from prefinetune.train import digest_of, model_folder
 BASE, TREATED = "base", "pre-finetuned"
 LABELS, SEEDS, TUNING_SEEDS = (32, 128, None), 5, 2
 GRID = (1e-5, 3e-5, 1e-4)  # learning rates tried on the base arm
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 NO_STOPPING: Mapping[str, Any] = {"train": {"checkpoint_every": None, "evaluate_every": None, "patience": None}}
 
 Outcome = tuple[dict[str, Any], np.ndarray | None]  # a cell's record, and its row statistics
@@ -112,10 +113,11 @@ def compare(
     bench = Bench(dict(zip(names, tasks, strict=True)), settings, given, data_root, Path(cache) if cache else None)
     starts = all_arms(start, base, arms or {})
     around = environment()
+    counts = list(dict.fromkeys("all" if count is None else str(count) for count in labels))
     plan = {
         "format": 1, "base": BASE, "treated": TREATED,
         "arms": {name: {"start": str(where), "weights": weights_digest(where)} for name, where in starts.items()},
-        "tasks": {}, "labels": ["all" if count is None else str(count) for count in labels], "seeds": list(range(seeds)),
+        "tasks": {}, "labels": counts, "seeds": list(range(seeds)),
         "grid": sorted(grid), "tuning_seeds": list(range(min(tuning_seeds, seeds))), "settings": bench.told(), "left_out": [],
         "command": around["command"], "started": now(), "environment": around,
     }  # fmt: skip
@@ -149,12 +151,13 @@ def all_arms(start: str | Path, base: str | Path | None, others: Mapping[str, st
 
 
 def weights_digest(start: str | Path) -> str:
-    """What tells two starting points apart: a digest of a folder's weights and heads, or the hub's own commit."""
+    """What tells two starting points apart: a digest of a folder's weights, heads, configuration and tokenizer, or a commit."""
     config = read_config(str(model_folder(start)))  # its errors are the clear ones
     if not Path(start).is_dir():
         return f"hub {getattr(config, '_commit_hash', None)}"
     root = Path(start)
-    files = sorted([*Path(model_folder(root)).glob("*.safetensors"), *(root / "heads").rglob("*.safetensors")])
+    model = Path(model_folder(root))
+    files = sorted([*(file for kind in MODEL_FILES for file in model.glob(kind)), *(root / "heads").rglob("*.safetensors")])
     return digest_of([(str(file.relative_to(root)), checksum(file)) for file in files])
 
 
@@ -177,7 +180,7 @@ def plan_task(
         stores = [build_store(opened, "train", tokenizer, bench.cache, skip, advance) for tokenizer in tokenizers.values()]
     total = min(len(store) for store in stores)
     role = "test" if "test" in opened.roles else "validation"
-    bench.data[task.name] = digest_of([sorted(store.manifest["digest"] for store in stores), opened.digest(role)])
+    bench.data[task.name] = digest_of([opened.digest("train"), opened.digest(role), opened.family.identity(), skip])
     counts: dict[str, int] = {}
     for count in labels:
         if count is not None and not 1 <= count <= total:

@@ -38,8 +38,8 @@ PRETRAINING: Mapping[str, Any] = {
 }
 # Of pre-finetuning and of both controls.
 LONGER: Mapping[str, Any] = {"updates": 850, "checkpoint_every": None, "evaluation_rows": 100, "token_budget": 8192}
-# Natural sampling would spend most of these few updates on the largest tasks. Rates and tasks were tuned on validation rows of the
-# targets, the number of updates fitted to six minutes.
+# Natural sampling would spend most of these few updates on the largest tasks. Tasks and rates were chosen on validation rows of
+# the targets, the number of updates fitted to six minutes.
 PREFINETUNING: Mapping[str, Any] = {
     "data": {"max_length": 64},
     "optimizer": {"learning_rate": 1e-3, "head_learning_rate": 2e-3},
