@@ -11,7 +11,7 @@ from scipy import stats
 from prefinetune.errors import InputError
 from prefinetune.evidence import effect_over_tasks, paired_effect, read_comparison, resampled_scores, rows_file
 from prefinetune.families import FAMILIES
-from prefinetune.results import read_lines, set_torn_aside
+from prefinetune.results import append, read_lines, set_torn_aside
 
 mean_of = FAMILIES["classification"].score_of_means
 
@@ -190,6 +190,14 @@ def test_a_torn_last_line_is_reported_kept_out_and_moved_aside(tmp_path):
     assert set_torn_aside(path) == [(9, torn)]
     assert path.with_name("results.jsonl.torn").read_text() == torn + "\n"
     assert path.read_text().splitlines() == whole.splitlines()[:-1]
+    assert set_torn_aside(path) == []
+
+
+def test_a_line_separator_inside_a_text_does_not_tear_its_record(tmp_path):
+    path, record = tmp_path / "results.jsonl", {"task": "a\u2028b\x85c\u2029d", "score": 1.0}
+    append(path, record)
+    append(path, record)
+    assert read_lines(path) == ([record, record], [])
     assert set_torn_aside(path) == []
 
 

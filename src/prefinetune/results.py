@@ -141,7 +141,8 @@ def read_lines(path: Path) -> Lines:
     found = Lines([], [])
     if not path.exists():
         return found
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    # Only \n ends a line here: splitlines() would also cut at U+2028 and its like, which may stand inside a text.
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         try:
             record = json.loads(line)
         except ValueError:
