@@ -55,7 +55,7 @@ def test_heterogeneous_pre_finetuning_on_36_tasks_helps_held_out_ones(base, tmp_
     gains = {}
     for task in microworld.targets(0):
         before, after = (
-            finetune(task, start, tmp_path / f"{task.slug}-{arm}", labels=LABELS, config=TUNING, cache=cache, save_weights=False)
+            finetune(task, start, tmp_path / f"{task.slug}-{arm}", labels=LABELS, config=TUNING, cache=cache)
             for arm, start in {"base": base, "run": run.folder}.items()
         )
         gains[task.name] = after.score - before.score

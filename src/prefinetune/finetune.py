@@ -57,8 +57,6 @@ def finetune(
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
     resume: bool = False,
-    save_weights: bool = True,
-    arm: str = "finetune",
     display: Display | None = None,
 ) -> Tuned:
     """Fine-tune on one task.
@@ -73,7 +71,6 @@ def finetune(
         labels: train on so many examples (an int) or that share of them (a float below 1), stratified by label where there are
             labels, chosen by the seed; a smaller number's examples are among a larger one's.
         keep_head: start from the run's head for this task, where it has one.
-        save_weights: write out/model; a comparison of many cells does not need them.
 
     Raises:
         InputError: anything in task, data, model or settings that cannot be used.
@@ -97,9 +94,8 @@ def finetune(
     report_cuts([resolved], display)
 
     learned = learn(prepared, start, examples, config, keep_head, folder, display, resume)
-    if save_weights:
-        save_task_model(learned.model, task.name, tokenizer, folder.path / "model")
-    record = {"arm": arm, **learned.record, "digest": digest_of(identity)}
+    save_task_model(learned.model, task.name, tokenizer, folder.path / "model")
+    record = {"arm": "finetune", **learned.record, "digest": digest_of(identity)}
     folder.add_result(record)
     return Tuned(folder.path, record, learned.predictions)
 
