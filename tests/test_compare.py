@@ -146,7 +146,7 @@ def test_a_crash_loses_one_cell_and_what_follows_is_what_would_have_been(compare
     assert compare().lines == whole.lines
 
 
-def test_a_torn_line_is_set_aside_and_its_cell_runs_again(compare, learned, tmp_path, capsys):
+def test_a_torn_line_is_set_aside_and_its_cell_runs_again(compare, learned, tmp_path):
     whole, count = compare(), len(learned)
     path = tmp_path / "out" / "results.jsonl"
     path.write_text(path.read_text()[:-30])
@@ -222,7 +222,7 @@ def test_a_folder_with_another_comparison_is_refused(compare, run, tmp_path, tin
 
 
 def test_the_command_prints_losers_first_ends_with_the_sentence_and_exits_with_0(
-    run, world_suite, tmp_path, cache, capsys, monkeypatch, tiny_model
+    run, tmp_path, cache, capsys, monkeypatch, tiny_model
 ):
     task = tmp_path / "task.yaml"
     rows = [f"the duni kuno {'gilas' if row % 2 else 'bano'} {row},{'yes' if row % 2 else 'no'}" for row in range(80)]
@@ -239,6 +239,7 @@ def test_the_command_prints_losers_first_ends_with_the_sentence_and_exits_with_0
     assert [line["at"] for line in out["lines"]] == ["16", "all"]
     assert out["sentences"][0].startswith("With 16 labels, ")
     assert "16 labels" in captured.err
+    assert captured.err.rstrip().endswith(out["sentences"][-1])
     assert captured.err.index("gain by seed") < captured.err.index(out["sentences"][1][:30])
 
 

@@ -136,7 +136,6 @@ def compare(
 ) -> None:
     """Did it help? Fine-tune from several starting points, with intervals. Finished parts are not run again."""
     from prefinetune.compare import compare as run
-    from prefinetune.compare import show
     from prefinetune.config import make_config
     from prefinetune.display import Display
 
@@ -153,8 +152,8 @@ def compare(
         grid=parse_rates(grid), config=said, data_root=data_root, cache=cache, processes=processes,
         display=display,
     )  # fmt: skip
-    show(comparison, display)
     display.say(f"the cells are in {out}; `prefinetune report {out} --open` draws them")
+    display.comparison(comparison)
     if as_json:
         from dataclasses import asdict
 

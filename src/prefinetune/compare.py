@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from prefinetune.checkpoint import checksum
 from prefinetune.config import Config, make_config
 from prefinetune.display import Display
 from prefinetune.errors import InputError, listing
-from prefinetune.evidence import Comparison, Effect, best_rates, planned_cells, read_comparison, read_plan, rows_file
+from prefinetune.evidence import Comparison, best_rates, planned_cells, read_comparison, read_plan, rows_file
 from prefinetune.finetune import DEFAULTS, Prepared, learn, prepare_task, with_length
 from prefinetune.model import read_config
 from prefinetune.results import append, environment, now, read_records, set_torn_aside, write
@@ -391,40 +389,3 @@ def start_worker(bench: Bench, threads: int, parent: int) -> None:
 
 def run_in_worker(cell: Cell) -> Outcome:
     return worker_bench.run(cell)
-
-
-# ---- on the terminal
-
-
-def show(comparison: Comparison, display: Display) -> None:
-    """A table per label count, losers first, and the sentence that its numbers justify last."""
-    arms = list(comparison.plan["arms"])
-    for at in comparison.plan["labels"]:
-        if lines := comparison.at(at):
-            table = Table(title=f"{at} labels" if at != "all" else "all labels", title_justify="left", box=None, pad_edge=False)
-            table.add_column("task", min_width=16)
-            for heading in ("metric", "majority", *arms, "gain", "95 % interval", "P(helps)", "detectable"):
-                table.add_column(heading, justify="right", no_wrap=heading not in arms)
-            table.add_column("gain by seed")
-            for line in lines:
-                effect = line.effects.get(comparison.base)
-                majority = "-" if line.majority is None else f"{line.majority:.3f}"
-                means = [f"{line.mean(arm):.3f}" if arm in line.scores else "-" for arm in arms]
-                table.add_row(Text(line.task), line.metric, majority, *means, *cells_of(effect))
-            display.console.print(table)
-    for problem in comparison.problems:
-        display.say(problem)
-    if comparison.missing:
-        display.say(f"not run: {listing(comparison.missing, 6)}")
-    for sentence in comparison.sentences():
-        display.say(sentence)
-
-
-def cells_of(effect: Effect | None) -> list[str]:
-    if effect is None:
-        return ["-"] * 5
-    by_seed = " ".join(f"{difference:+.3f}" for difference in effect.differences)
-    if effect.low is None or effect.high is None or effect.probability is None or effect.detectable is None:
-        return [f"{effect.mean:+.3f}", "-", "-", "-", by_seed]
-    interval = f"{effect.low:+.3f} to {effect.high:+.3f}"
-    return [f"{effect.mean:+.3f}", interval, f"{effect.probability:.2f}", f"{effect.detectable:.3f}", by_seed]

@@ -20,7 +20,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from prefinetune.errors import listing
+
 if TYPE_CHECKING:
+    from prefinetune.evidence import Comparison, Effect
     from prefinetune.train import Update
 
 SMOOTHING = 0.9  # of the per-task losses on the screen
@@ -95,6 +98,30 @@ class Display:
             table.add_row(Text(task), Text("  ".join(f"{name} {value:.3f}" for name, value in values.items())))
         self.console.print(table)
 
+    def comparison(self, comparison: Comparison) -> None:
+        """A table per label count, losers first, what is missing, and last the sentences that the numbers justify."""
+        arms = list(comparison.plan["arms"])
+        for at in comparison.plan["labels"]:
+            lines = comparison.at(at)
+            if not lines:
+                continue
+            table = Table(title=f"{at} labels", title_justify="left", box=None, pad_edge=False)
+            table.add_column("task", min_width=16)
+            for heading in ("metric", "majority", *arms, "gain", "95 % interval", "P(helps)", "detectable"):
+                table.add_column(heading, justify="right", no_wrap=heading not in arms)
+            table.add_column("gain by seed")
+            for line in lines:
+                majority = "-" if line.majority is None else f"{line.majority:.3f}"
+                means = [f"{line.mean(arm):.3f}" if arm in line.scores else "-" for arm in arms]
+                table.add_row(Text(line.task), line.metric, majority, *means, *effect_cells(line.effects.get(comparison.base)))
+            self.console.print(table)
+        for problem in comparison.problems:
+            self.say(problem)
+        if comparison.missing:
+            self.say(f"not run: {listing(comparison.missing, 6)}")
+        for sentence in comparison.sentences():
+            self.say(sentence)
+
     def _numbers(self) -> str:
         r = self.record
         if not r:
@@ -128,6 +155,17 @@ class Display:
         more = len(self.losses) - len(shown)
         foot = f"loss per task, 1 = a uniform guess{f'; {more} lower ones not shown' if more > 0 else ''}" if shown else ""
         return Group(self.bar, Text(self._numbers()), Text(foot, style="dim"), table)
+
+
+def effect_cells(effect: Effect | None) -> list[str]:
+    """Gain, interval, probability of help, detectable effect, and the gain of every seed."""
+    if effect is None:
+        return ["-"] * 5
+    by_seed = " ".join(f"{difference:+.3f}" for difference in effect.differences)
+    if effect.low is None or effect.high is None or effect.probability is None or effect.detectable is None:
+        return [f"{effect.mean:+.3f}", "-", "-", "-", by_seed]
+    interval = f"{effect.low:+.3f} to {effect.high:+.3f}"
+    return [f"{effect.mean:+.3f}", interval, f"{effect.probability:.2f}", f"{effect.detectable:.3f}", by_seed]
 
 
 def clock(seconds: float) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefinetune.compare import compare, show
+from prefinetune.compare import compare
 from prefinetune.demo.mine import Mined, mine
 from prefinetune.display import Display, clock
 from prefinetune.families import Denoising
@@ -130,7 +130,7 @@ def run_demo(out: Path, seed: int, display: Display) -> dict[str, Any]:
     write(out / "demo.json", json.dumps(result, indent=1))
     page = write_report([out], out / "report.html")
     display.say(f"the page is {page}")
-    show(comparison, display)
+    display.comparison(comparison)
     return result
 
 
