@@ -143,7 +143,7 @@ def test_an_update_of_all_families_has_the_gradient_of_the_formulas_however_it_i
     for task, examples in sub_batches:
         family, each = FAMILIES[task], []
         for example in examples:
-            ((_, output),) = model(make_batch([Drawn(example, task, family, 0.0)], 1, False))  # alone, so without padding
+            ((_, output, _),) = model(make_batch([Drawn(example, task, family, 0.0)], 1, False))  # alone, so without padding
             each.append(formula(family.kind, output.double(), torch.tensor(example.target), len(example.sequences[0])))
         means.append(torch.stack(each).mean())
     loss = torch.stack(means).mean()

@@ -87,9 +87,9 @@ def test_heads_on_a_padded_mixed_batch_equal_plain_transformers_on_each_sequence
     token_types = name in ("bert", "electra", "albert")
     batch = make_batch(list(random_examples(np.random.default_rng(0))), PAD, token_types)
     close = {"rtol": 1e-5, "atol": 1e-5}
-    for segment, output in model(batch):
+    for segment, output, _ in model(batch):
         whole = assemble(model, segment.task)
-        assert isinstance(whole, getattr(transformers, segment.family.auto_model)._model_mapping[type(CONFIGS[name])])
+        assert isinstance(whole, getattr(transformers, model.head(segment.task).auto_model)._model_mapping[type(CONFIGS[name])])
         for at, example in enumerate(segment.examples):
             pairs = zip(example.sequences, example.first, strict=True)
             alone = [plain_logits(whole, ids, first, token_types) for ids, first in pairs]
@@ -198,7 +198,7 @@ def naive_gradients(model, data, number=0):
             Drawn(task.family.draw(task.store[int(index)], tokenizer, generator), task.name, task.family, 0.0)
             for index in sub_batch.examples
         ]
-        ((segment, output),) = model(make_batch(drawn, tokenizer.pad_id, tokenizer.token_types))
+        ((segment, output, _),) = model(make_batch(drawn, tokenizer.pad_id, tokenizer.token_types))
         each = []
         for at, example in enumerate(segment.examples):
             target = torch.tensor(example.target)
@@ -320,13 +320,13 @@ def test_weights_decay_in_matrices_only(model):
 
 def test_the_denoising_head_starts_from_the_checkpoints_language_model_head(model, tiny_model):
     whole = transformers.AutoModelForMaskedLM.from_pretrained(tiny_model)
-    assert torch.equal(model.heads["denoising"].model.lm_head.dense.weight, whole.lm_head.dense.weight)
+    assert torch.equal(model.heads["language"].model.lm_head.dense.weight, whole.lm_head.dense.weight)
 
 
 def test_the_denoising_heads_output_layer_stays_the_embedding_matrix_in_training_and_loading(model, data, tiny_model):
     def is_tied(one):
         embeddings = one.backbone.trunk.get_input_embeddings().weight
-        return one.heads["denoising"].model.get_output_embeddings().weight is embeddings
+        return one.heads["language"].model.get_output_embeddings().weight is embeddings
 
     before = model.backbone.trunk.get_input_embeddings().weight.detach().clone()
     assert is_tied(model)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prefinetune.config import Config
     from prefinetune.errors import InputError
     from prefinetune.evidence import Comparison, read_comparison
-    from prefinetune.families import Choice, Classification, Denoising, Regression, Span
+    from prefinetune.families import Choice, Classification, Denoising, Generation, Regression, Span
     from prefinetune.finetune import Tuned, finetune
     from prefinetune.sources import Files, Hub, Rows
     from prefinetune.task import Suite, Task, read_suite
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 HOMES = {
     "catalog": "catalog", "compare": "compare", "Comparison": "evidence", "Config": "config", "InputError": "errors",
-    "Choice": "families", "Classification": "families", "Denoising": "families", "Regression": "families", "Span": "families",
+    "Choice": "families", "Classification": "families", "Denoising": "families", "Generation": "families",
+    "Regression": "families", "Span": "families",
     "Tuned": "finetune", "finetune": "finetune", "Files": "sources", "Hub": "sources", "Rows": "sources", "Suite": "task",
     "Task": "task", "read_comparison": "evidence", "read_suite": "task", "Run": "train", "train": "train",
 }  # fmt: skip
 
 __version__ = "0.1.0"
 __all__ = [
-    "Choice", "Classification", "Comparison", "Config", "Denoising", "Files", "Hub", "InputError", "Regression", "Rows", "Run",
-    "Span", "Suite", "Task", "Tuned", "catalog", "compare", "finetune", "read_comparison", "read_suite", "train",
+    "Choice", "Classification", "Comparison", "Config", "Denoising", "Files", "Generation", "Hub", "InputError", "Regression",
+    "Rows", "Run", "Span", "Suite", "Task", "Tuned", "catalog", "compare", "finetune", "read_comparison", "read_suite", "train",
 ]  # fmt: skip
 
 

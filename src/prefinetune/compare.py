@@ -34,8 +34,8 @@ from prefinetune.results import append, environment, now, read_records, set_torn
 from prefinetune.sources import open_task
 from prefinetune.store import Store, build_store
 from prefinetune.task import Task, find_task
-from prefinetune.tokenizer import Tokenizer, load_tokenizer
-from prefinetune.train import digest_of, model_folder
+from prefinetune.tokenizer import Tokenizer
+from prefinetune.train import digest_of, model_folder, model_tokenizer
 
 BASE, TREATED = "base", "pre-finetuned"
 LABELS, SEEDS, TUNING_SEEDS = (32, 128, None), 5, 2
@@ -290,7 +290,8 @@ class Bench:
         """The tokenizer of a starting point."""
         name = str(model_folder(start))
         if name not in self.tokenizers:
-            self.tokenizers[name] = load_tokenizer(name, self.settings.data.max_length, read_config(name))
+            tasks = [task if isinstance(task, Task) else find_task(task) for task in self.tasks.values()]
+            self.tokenizers[name] = model_tokenizer(name, tasks, self.settings.data)
         return self.tokenizers[name]
 
     def read(self, cell: Cell, config: Config) -> Prepared:

@@ -23,6 +23,7 @@ class ModelSettings(Section):
 
 class DataSettings(Section):
     max_length: int | None = Field(None, description="tokens per sequence; what the model takes, at most 512, when left out")
+    max_target_length: int | None = Field(None, description="tokens a decoder learns to write; at most 256 when left out")
     max_rows: int | None = Field(None, gt=0, description="most training rows of a task, a fixed sample")
     bad_rows: Literal["error", "skip"] = Field(
         "error", description="stop at a row that cannot be used, or leave it out and count"
@@ -38,6 +39,16 @@ class MixtureSettings(Section):
     )
     sub_batches: int = Field(16, gt=0, description="sub-batches averaged in an update")
     sub_batch_size: int = Field(4, gt=0, description="examples of one task in a sub-batch")
+
+
+class ObjectiveSettings(Section):
+    r3f: float = Field(0.0, ge=0, description="weight of the divergence between clean and noised passes (R3F); 0 is off")
+    noise: float = Field(1e-5, ge=0, description="its size on token embeddings: largest (uniform) or standard deviation (normal)")
+    noise_kind: Literal["uniform", "normal"] = Field("uniform", description="its distribution")
+    r3f_share: float = Field(
+        1.0, gt=0, le=1, description="of the examples that have a noised pass; their divergence weighs r3f / r3f_share"
+    )
+    spectral_norm: bool = Field(False, description="output layers of new heads divided by their spectral norm (R4F, with r3f)")
 
 
 class OptimizerSettings(Section):
@@ -74,6 +85,7 @@ class Config(Section):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     mixture: MixtureSettings = MixtureSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings = TrainSettings()
     seed: int = Field(0, ge=0, description="of heads, orders, masks and dropout")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -17,20 +17,25 @@ if TYPE_CHECKING:
     from prefinetune.tokenizer import Tokenizer
 
 
-def assemble(model: MultiTask, task: str) -> transformers.PreTrainedModel:
-    """One task of a model as its `AutoModelFor...` class, outputs in the task's own labels or units."""
-    family = model.families[task]
-    head = model.head(task).model
-    whole = getattr(transformers, family.auto_model).from_config(model.backbone.own_config(head.config), dtype=torch.float32)
-    base, prefix = getattr(whole, whole.base_model_prefix), whole.base_model_prefix
-    # Some classes build their trunk without the pooler that AutoModel gives it.
-    wanted = base.state_dict()
-    trunk = {f"{prefix}.{name}": t for name, t in model.backbone.trunk.state_dict().items() if name in wanted}
-    own = {name: tensor for name, tensor in head.state_dict().items() if not name.startswith(f"{prefix}.")}
-    missing, unexpected = whole.load_state_dict({**trunk, **own}, strict=False)
+@torch.no_grad()
+def assemble(model: MultiTask, task: str, tokenizer: Tokenizer | None = None) -> transformers.PreTrainedModel:
+    """One task of a model as its `AutoModelFor...` class, outputs in the task's own labels or units.
+
+    Args:
+        tokenizer: tells a model that generates how to begin and to end.
+    """
+    head = model.head(task)
+    config = model.backbone.own_config(head.model.config)
+    whole = getattr(transformers, head.auto_model).from_config(config, dtype=torch.float32)
+    prefix = (
+        f"{whole.base_model_prefix}." if len(head.parts) == 1 else ""
+    )  # some of T5's classes hold the trunk's parts themselves
+    wanted = whole.state_dict()  # some classes build their trunk without the pooler that AutoModel gives it
+    trunk = {f"{prefix}{name}": t for name, t in model.backbone.trunk.state_dict().items() if f"{prefix}{name}" in wanted}
+    missing, unexpected = whole.load_state_dict({**trunk, **head.plain_state()}, strict=False)
     assert not missing, missing
     assert not unexpected, unexpected
-    family.finish(whole)
+    model.families[task].finish(whole, tokenizer)
     return whole.eval()
 
 
@@ -38,7 +43,7 @@ def save_task_model(model: MultiTask, task: str, tokenizer: Tokenizer, folder: P
     """Write `assemble`'s model with its tokenizer; `pipeline()` and `AutoModelFor...` load the folder."""
     with replacing(folder) as writing:
         with quiet():
-            assemble(model, task).save_pretrained(writing)
+            assemble(model, task, tokenizer).save_pretrained(writing)
         tokenizer.tokenizer.save_pretrained(writing)
 
 
@@ -51,30 +56,35 @@ def save_trunk_and_heads(model: MultiTask, tokenizer: Tokenizer, folder: Path) -
             model.backbone.own_config(trunk.config).save_pretrained(writing)
         tokenizer.tokenizer.save_pretrained(writing)
     with replacing(folder / "heads") as writing:
-        state = model.unique_state()
+        shared = {id(parameter) for parameter in model.backbone.parameters()}  # an output layer may be the embeddings
         for key in model.heads:
-            prefix = f"heads.{key}."
-            mine = {name.removeprefix(prefix): t.contiguous() for name, t in state.items() if name.startswith(prefix)}
             tasks = [task for task, family in model.families.items() if family.head_key(task) == key]
+            state = model.head(tasks[0]).plain_state()
             place = writing / slug(key)
             place.mkdir()
-            save_file(mine, place / "head.safetensors")
-            about = {"key": key, "tasks": tasks, **model.families[tasks[0]].head_identity()}
+            save_file(
+                {name: t.detach().contiguous() for name, t in state.items() if id(t) not in shared}, place / "head.safetensors"
+            )
+            about = {"key": key, "tasks": tasks, **identity(model, tasks[0])}
             (place / "head.json").write_text(json.dumps(about, indent=1, ensure_ascii=False))
 
 
 def load_head(model: MultiTask, task: str, run: Path) -> bool:
     """Start a task's head from an earlier run's, where that run has one of the same key, class and labels."""
-    family = model.families[task]
-    key = family.head_key(task)
+    key = model.families[task].head_key(task)
     place = run / "heads" / slug(key)
     if not (place / "head.json").exists():
         return False
     about = json.loads((place / "head.json").read_text())
-    if any(about.get(name) != value for name, value in family.head_identity().items()):
+    if any(about.get(name) != value for name, value in identity(model, task).items()):
         return False
-    model.head(task).load_state_dict(load_file(place / "head.safetensors"), strict=False)
+    model.head(task).load_plain_state(load_file(place / "head.safetensors"))
     return True
+
+
+def identity(model: MultiTask, task: str) -> dict[str, Any]:
+    """What a saved head must share with a task's to take its place."""
+    return {**model.families[task].head_identity(), "class": model.head(task).auto_model}
 
 
 def slug(key: str) -> str:

@@ -13,17 +13,17 @@ import numpy as np
 from prefinetune.config import Config, make_config
 from prefinetune.display import Display
 from prefinetune.errors import InputError
-from prefinetune.evaluate import predict
+from prefinetune.evaluate import predict, readable
 from prefinetune.export import load_head, save_task_model
 from prefinetune.families import Encoded, Examples, Family
 from prefinetune.mixture import hash_key, permute
-from prefinetune.model import MultiTask, load_backbone, read_config
+from prefinetune.model import MultiTask, load_backbone
 from prefinetune.results import RunFolder
 from prefinetune.sources import OpenTask, open_task
 from prefinetune.store import Store, build_store, encode_split
 from prefinetune.task import Task, find_task
-from prefinetune.tokenizer import Tokenizer, load_tokenizer
-from prefinetune.train import TaskData, describe, digest_of, fit, model_folder, report_cuts
+from prefinetune.tokenizer import Tokenizer
+from prefinetune.train import TaskData, describe, digest_of, fit, model_folder, model_tokenizer, report_cuts
 
 DEFAULTS: Mapping[str, Any] = {
     "mixture": {"sub_batches": 8, "sub_batch_size": 4},
@@ -80,7 +80,7 @@ def finetune(
     given = config.model_dump(exclude_unset=True) if isinstance(config, Config) else dict(config or {})
     config = make_config(DEFAULTS, given)
     name = str(model_folder(start))
-    tokenizer = load_tokenizer(name, config.data.max_length, read_config(name))
+    tokenizer = model_tokenizer(name, [task], config.data)
     prepared = prepare_task(task, tokenizer, config, data_root, cache, display)
     examples = prepared.examples(labels, config.seed)
     config = with_length(config, given, len(examples))
@@ -96,6 +96,7 @@ def finetune(
     learned = learn(prepared, start, examples, config, keep_head, folder, display, resume)
     save_task_model(learned.model, task.name, tokenizer, folder.path / "model")
     record = {"arm": "finetune", **learned.record, "digest": digest_of(identity)}
+    folder.write_predictions(task.slug, readable(prepared.opened.family, prepared.scored, learned.predictions))
     folder.add_result(record)
     return Tuned(folder.path, record, learned.predictions)
 
@@ -156,7 +157,8 @@ def learn(
     """Fine-tune on prepared examples, and score. Without a folder nothing is written."""
     opened, task = prepared.opened, prepared.opened.task.name
     family = opened.family
-    model = MultiTask(load_backbone(str(model_folder(start)), config.model.attention_dropout), {task: family}, config.seed)
+    backbone = load_backbone(str(model_folder(start)), config.model.attention_dropout, config.objective.spectral_norm)
+    model = MultiTask(backbone, {task: family}, config.seed)
     kept = keep_head and load_head(model, task, Path(start))
     data = [TaskData(task, family, examples)]
     watched = {task: prepared.selection} if prepared.selection else {}

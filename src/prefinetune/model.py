@@ -8,16 +8,17 @@ Letters: b rows of a micro-batch, l tokens of its longest row, d hidden size, r 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import transformers
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from prefinetune.errors import InputError, listing
@@ -26,6 +27,8 @@ from prefinetune.mixture import hash_key
 
 if TYPE_CHECKING:
     from prefinetune.batch import Batch
+    from prefinetune.task import Task
+    from prefinetune.tokenizer import Tokenizer
 
 
 # Model types whose heads, fed with the states of a padded mixed batch, were compared with Transformers' own forward pass of each
@@ -35,15 +38,21 @@ ENCODERS = (
     "mobilebert", "modernbert", "mpnet", "rembert", "roberta", "roberta-prelayernorm", "squeezebert", "xlm", "xlm-roberta",
     "xlm-roberta-xl",
 )  # fmt: skip
+ENCODER_DECODERS = ("bart", "mbart", "mt5", "t5")
 
 
 @dataclass(slots=True)
 class States:
     """What the trunk makes of a micro-batch."""
 
-    hidden: torch.Tensor  # [b, l, d]
+    hidden: torch.Tensor  # [b, l, d]; of an encoder-decoder, the decoder's [b, t, d]
     pooled: torch.Tensor | None  # [b, d], where the architecture has a pooler
     mask: torch.Tensor  # [b, l] 1 on real tokens
+    encoded: torch.Tensor | None = None  # [b, l, d] of an encoder-decoder's encoder
+    last: torch.Tensor | None = None  # [b] where an encoder-decoder's last end-of-sequence token stands
+
+
+Noise = Callable[[torch.Tensor], torch.Tensor]  # makes noise for token embeddings [r, l, d]
 
 
 class Given(nn.Module):
@@ -51,17 +60,31 @@ class Given(nn.Module):
 
     output: Any
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPooling:
+    def forward(self, *_: Any, **__: Any) -> Any:
         return self.output
+
+
+class SpectralNorm(nn.Module):
+    """A matrix divided by its largest singular value (R4F). Heads are small enough to have it exactly; torch's own
+    parametrization comes nearer with every forward pass, so that the gradient would depend on how an update is cut."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / torch.linalg.matrix_norm(weight, ord=2)
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
 
 
 class Head(nn.Module):
     """One of Transformers' head classes on given states."""
 
-    def __init__(self, model: transformers.PreTrainedModel) -> None:
+    def __init__(self, model: transformers.PreTrainedModel, auto_model: str) -> None:
         super().__init__()
+        self.auto_model = auto_model  # the class that loads it with a trunk
         self.given = Given()
-        setattr(model, model.base_model_prefix, self.given)
+        self.parts = trunk_parts(model)
+        for name in self.parts:
+            setattr(model, name, self.given)
         self.model = model
         # Most architectures read a sentence off its first token; those that average need all of them.
         self.first_token_only = getattr(model.config, "classifier_pooling", "cls") == "cls"
@@ -97,20 +120,69 @@ class Head(nn.Module):
         chosen = states.hidden[rows, places][None]  # [1, m, d]
         return self._logits(chosen, None, torch.ones_like(chosen[..., 0], dtype=torch.long)).logits[0]
 
+    def generate(self, states: States, rows: torch.Tensor, config: transformers.GenerationConfig) -> torch.Tensor:
+        """Token ids [r, t] that the model writes; only encoder-decoders do."""
+        raise NotImplementedError
+
+    def normalize(self) -> None:
+        """Keep the output layer's spectral norm at 1 (R4F)."""
+        output = [module for module in self.model.modules() if isinstance(module, nn.Linear)][-1]
+        parametrize.register_parametrization(output, "weight", SpectralNorm())
+
+    def plain_state(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers under the names that Transformers' class gives them; of a parametrized one, what it comes to."""
+        state = self.model.state_dict(keep_vars=True)
+        for name, module in self.model.named_modules():
+            if parametrize.is_parametrized(module, "weight"):
+                del state[f"{name}.parametrizations.weight.original"]
+                state[f"{name}.weight"] = module.weight
+        return state
+
+    def load_plain_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `plain_state` gave; what is missing stays."""
+        state = dict(state)
+        for name, module in self.model.named_modules():
+            if parametrize.is_parametrized(module, "weight") and f"{name}.weight" in state:
+                module.weight = state.pop(f"{name}.weight")
+        self.model.load_state_dict(state, strict=False)
+
+
+def trunk_parts(model: transformers.PreTrainedModel) -> list[str]:
+    """The attributes under which a head class holds its trunk: one, or (in some of T5's) the trunk's own three."""
+    prefix = model.base_model_prefix
+    return [prefix] if hasattr(model, prefix) else ["shared", "encoder", "decoder"]
+
 
 class Backbone(nn.Module):
     """A Transformers encoder, and the heads its architecture knows."""
 
-    def __init__(self, trunk: transformers.PreTrainedModel, name: str = "", replaced: Mapping[str, Any] | None = None) -> None:
+    # Which class has the head that reads a sentence, an option, a span, or tokens of the vocabulary.
+    AUTO_MODELS: ClassVar[Mapping[str, str]] = {
+        "sentence": "AutoModelForSequenceClassification",
+        "option": "AutoModelForMultipleChoice",
+        "span": "AutoModelForQuestionAnswering",
+        "language": "AutoModelForMaskedLM",
+    }
+
+    def __init__(
+        self,
+        trunk: transformers.PreTrainedModel,
+        name: str = "",
+        replaced: Mapping[str, Any] | None = None,
+        spectral_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.replaced = dict(replaced or {})  # the configuration's own values of what this run overrides
         self.trunk = trunk
         self.name = name  # where its weights came from: a language-model head may have some there too
         self.config = trunk.config
+        self.spectral_norm = spectral_norm  # of new heads
 
-    def forward(self, batch: Batch) -> States:
+    def forward(self, batch: Batch, noise: Noise | None = None) -> States:
+        """The states of all rows; `noise` goes on the token embeddings of the rows that are copies."""
         types = {} if batch.token_types is None else {"token_type_ids": batch.token_types}
-        output = self.trunk(input_ids=batch.ids, attention_mask=batch.mask, **types)
+        with noised(self.trunk.get_input_embeddings(), batch.clean, noise):
+            output = self.trunk(input_ids=batch.ids, attention_mask=batch.mask, **types)
         return States(output.last_hidden_state, getattr(output, "pooler_output", None), batch.mask)
 
     def own_config(self, config: Any) -> Any:
@@ -119,7 +191,7 @@ class Backbone(nn.Module):
         own.update(self.replaced)
         return own
 
-    def new_head(self, auto_model: str, num_labels: int = 1) -> Head:
+    def new_head(self, kind: str, num_labels: int = 1) -> Head:
         """A head of a Transformers class, newly initialised.
 
         Raises:
@@ -128,35 +200,73 @@ class Backbone(nn.Module):
         config = deepcopy(self.config)
         config.num_labels = num_labels
         with torch.device("meta"):  # its trunk is thrown away, so it need not exist
-            model = self._build(auto_model, config)
-        head = Head(model)
+            model = self._build(kind, config)
+        head = self._head(model, kind)
         head.to_empty(device="cpu")
-        for module in head.model.modules():
-            head.model._init_weights(module)
+        self._initialize(head.model)
+        if self.spectral_norm:
+            head.normalize()
         return head
 
     def language_head(self) -> Head:
-        """The masked-language-model head, with the checkpoint's weights where it has them, tied to this trunk's embeddings.
+        """The language-model head, with the checkpoint's weights where it has them, tied to this trunk's embeddings.
 
         Raises:
             InputError: Transformers has no such class for this architecture.
         """
         with torch.device("meta" if self.name else "cpu"):
-            model = self._build("AutoModelForMaskedLM", deepcopy(self.config))
+            model = self._build("language", deepcopy(self.config))
         if self.name:
             with quiet():
                 model = type(model).from_pretrained(self.name, dtype=torch.float32, use_safetensors=True)
-        head = Head(model)
+        head = self._head(model, "language")
         if getattr(self.config, "tie_word_embeddings", True):
             head.model.get_output_embeddings().weight = self.trunk.get_input_embeddings().weight
         return head
 
-    def _build(self, auto_model: str, config: Any) -> transformers.PreTrainedModel:
-        try:
-            return getattr(transformers, auto_model).from_config(config, dtype=torch.float32)
-        except ValueError as error:
-            kind = auto_model.removeprefix("AutoModelFor")
-            raise InputError(f"model type {config.model_type!r} has no {kind} head in Transformers") from error
+    def _head(self, model: transformers.PreTrainedModel, kind: str) -> Head:
+        return Head(model, self.AUTO_MODELS[kind])
+
+    def _initialize(self, model: transformers.PreTrainedModel) -> None:
+        for module in model.modules():
+            model._init_weights(module)
+
+    def _build(self, kind: str, config: Any) -> transformers.PreTrainedModel:
+        head_class(config, self.AUTO_MODELS[kind])
+        return getattr(transformers, self.AUTO_MODELS[kind]).from_config(config, dtype=torch.float32)
+
+
+def head_class(config: Any, auto_model: str) -> Any:
+    """The Transformers class that `auto_model` loads for an architecture.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = getattr(transformers, auto_model)._model_mapping
+    if type(config) not in known:
+        kind = auto_model.removeprefix("AutoModelFor")
+        raise InputError(f"model type {config.model_type!r} has no {kind} head in Transformers")
+    return known[type(config)]
+
+
+@contextmanager
+def noised(embedding: nn.Module, clean: int, noise: Noise | None) -> Iterator[None]:
+    """Within, an embedding layer adds noise to its output for rows from `clean` on. Gradients flow through both kinds of rows."""
+
+    def add(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        assert noise is not None
+        copies = output[clean:]
+        # Some scale what they look up; the noise is on what is looked up.
+        return torch.cat([output[:clean], copies + noise(copies) * getattr(module, "embed_scale", 1.0)])
+
+    if noise is None:
+        yield
+        return
+    hook = embedding.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class MultiTask(nn.Module):
@@ -174,12 +284,20 @@ class MultiTask(nn.Module):
                     torch.manual_seed(int(hash_key(seed, *key.encode()) >> 1))
                     self.heads[key] = family.head(backbone)
 
-    def forward(self, batch: Batch) -> Iterator[tuple[Segment, torch.Tensor]]:
-        """One forward pass of the trunk for all tasks of a micro-batch; then each segment with its head's output."""
+    def forward(self, batch: Batch, noise: Noise | None = None) -> Iterator[tuple[Segment, torch.Tensor, torch.Tensor | None]]:
+        """One forward pass of the trunk for all tasks of a micro-batch, noised copies among them; then each segment with its
+        head's output, and with that of its copies where it has some."""
+        states = self.backbone(batch, noise)
+        for segment in batch.segments:
+            head, family = self.head(segment.task), segment.family
+            output = family.apply(head, states, segment)
+            yield segment, output, None if segment.noised is None else family.apply(head, states, segment.noised)
+
+    def respond(self, batch: Batch, tokenizer: Tokenizer) -> Iterator[tuple[Segment, list[Any]]]:
+        """Each segment of a micro-batch with one prediction per example."""
         states = self.backbone(batch)
         for segment in batch.segments:
-            head = self.head(segment.task)
-            yield segment, segment.family.apply(head, states, segment)
+            yield segment, segment.family.respond(self.head(segment.task), states, segment, tokenizer)
 
     def head(self, task: str) -> Head:
         head = self.heads[self.families[task].head_key(task)]
@@ -222,7 +340,7 @@ def read_config(name_or_folder: str) -> Any:
     """The configuration of a model.
 
     Raises:
-        InputError: there is none of that name, or it is not an encoder.
+        InputError: there is none of that name, or its architecture is not one that was checked.
     """
     if not isinstance(name_or_folder, str) or not name_or_folder:
         raise InputError(f"model {name_or_folder!r} is not accepted; expected a hub name or a folder")
@@ -238,21 +356,42 @@ def read_config(name_or_folder: str) -> Any:
             f"model {name_or_folder!r} could not be loaded: it is no folder here, and the hub gave none "
             f"({str(error).strip().splitlines()[0][:160]}). Offline? Give the folder of a downloaded model"
         ) from error
-    if config.is_encoder_decoder:
-        raise InputError(f"model {name_or_folder!r} ({config.model_type}) is an encoder-decoder; this version trains encoders")
-    if config.model_type not in ENCODERS:
+    accepted = ENCODER_DECODERS if config.is_encoder_decoder else ENCODERS
+    if config.model_type not in accepted:
         raise InputError(
             f"model {name_or_folder!r}: type {config.model_type!r} is not one whose heads were checked; "
-            f"accepted: {listing(ENCODERS, 30)}"
+            f"accepted: {listing(accepted, 30)}"
         )
     return config
 
 
-def load_backbone(name_or_folder: str, attention_dropout: float | None = None) -> Backbone:
+def check_tasks(tasks: Sequence[Task], config: Any, tokenizer: Tokenizer, name: str) -> None:
+    """Whether a model can learn these tasks; asked before any data is read.
+
+    Raises:
+        InputError: naming the task, the model, and what is missing.
+    """
+    auto_models = backbone_class(config).AUTO_MODELS
+    for task in tasks:
+        try:
+            task.family.check(tokenizer)
+            head_class(config, auto_models[task.family.head_kind])
+        except InputError as error:
+            raise InputError(f"task {task.name!r} with model {name!r} ({config.model_type}): {error}") from None
+
+
+def backbone_class(config: Any) -> type[Backbone]:
+    from prefinetune.encoder_decoder import EncoderDecoder
+
+    return EncoderDecoder if config.is_encoder_decoder else Backbone
+
+
+def load_backbone(name_or_folder: str, attention_dropout: float | None = None, spectral_norm: bool = False) -> Backbone:
     """A backbone with its pre-trained weights, in float32.
 
     Args:
         attention_dropout: replaces the model's own, where given.
+        spectral_norm: of the output layers of its new heads.
 
     Raises:
         InputError: it cannot be loaded.
@@ -273,4 +412,4 @@ def load_backbone(name_or_folder: str, attention_dropout: float | None = None) -
         raise InputError(
             f"model {name_or_folder!r}: its weights could not be loaded ({str(error).splitlines()[0][:200]})"
         ) from error
-    return Backbone(trunk, name_or_folder, replaced)
+    return backbone_class(config)(trunk, name_or_folder, replaced, spectral_norm)

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -72,6 +72,12 @@ class RunFolder:
 
     def add_result(self, record: Mapping[str, Any]) -> None:
         append(self.path / "results.jsonl", {**record, "when": now()})
+
+    def write_predictions(self, slug: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """What the scores of a task are of, a line per example."""
+        (self.path / "predictions").mkdir(exist_ok=True)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write(self.path / "predictions" / f"{slug}.jsonl", text)
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_records(self.path / "metrics.jsonl")

@@ -26,7 +26,7 @@ from prefinetune.families import Encoded, Example
 from prefinetune.sources import OpenTask
 from prefinetune.tokenizer import Tokenizer
 
-FORMAT = 2  # of the files below; part of their digest
+FORMAT = 3  # of the files below; part of their digest
 CHUNK = 2000  # rows read, adapted and tokenized at a time
 
 
@@ -57,6 +57,7 @@ class Store:
         self.tokens, self.first = mapped("tokens"), mapped("first")
         self.sequence_ends, self.example_ends = mapped("sequence_ends"), mapped("example_ends")
         self.rows, self.targets = mapped("rows"), mapped("targets").reshape(len(self), -1)
+        self.outputs, self.output_ends = mapped("outputs"), mapped("output_ends")
 
     def __len__(self) -> int:
         return int(self.manifest["examples"])
@@ -71,7 +72,11 @@ class Store:
             first=self.first[first:last].tolist(),
             target=np.array(self.targets[index]),
             source=int(self.rows[index]),
+            output=self._output(index) if len(self.output_ends) else None,
         )
+
+    def _output(self, index: int) -> np.ndarray:
+        return self.outputs[int(self.output_ends[index - 1]) if index else 0 : int(self.output_ends[index])]
 
     def lengths(self) -> np.ndarray:
         """Tokens per example [n]."""
@@ -80,7 +85,7 @@ class Store:
 
     @property
     def summary(self) -> dict[str, Any]:
-        keys = ("examples", "tokens", "truncated", "skipped", "bad_rows", "first_bad_row", "digest")
+        keys = ("examples", "tokens", "truncated", "outputs_cut", "skipped", "bad_rows", "first_bad_row", "digest")
         return {key: self.manifest[key] for key in keys}
 
 
@@ -186,12 +191,13 @@ def write_store(
     target_type = opened.family.target_type
     dtypes = {
         "tokens": width, "first": np.uint32, "sequence_ends": np.int64, "example_ends": np.int64, "rows": np.int64,
-        "targets": target_type,
+        "targets": target_type, "outputs": width, "output_ends": np.int64,
     }  # fmt: skip
     counts: dict[str, Any] = {
         "examples": 0,
         "tokens": 0,
         "truncated": 0,
+        "outputs_cut": 0,
         "skipped": 0,
         "bad_rows": 0,
         "first_bad_row": None,
@@ -208,16 +214,21 @@ def write_store(
                 lengths = np.array([len(sequence) for sequence in sequences])
                 arrays.add("tokens", np.concatenate(sequences))
                 arrays.add("first", [first for one in encoded for first in one.first])
-                arrays.add("sequence_ends", counts["tokens"] + np.cumsum(lengths))
+                arrays.add("sequence_ends", arrays.sizes["tokens"] - lengths.sum() + np.cumsum(lengths))
                 arrays.add(
                     "example_ends",
                     arrays.sizes["first"] - len(sequences) + np.cumsum([len(one.sequences) for one in encoded]),
                 )
                 arrays.add("rows", [numbers[one.source] for one in encoded])
                 arrays.add("targets", np.concatenate([one.target for one in encoded]))
+                outputs = [one.output for one in encoded if one.output is not None]
+                if outputs:
+                    arrays.add("output_ends", arrays.sizes["outputs"] + np.cumsum([len(output) for output in outputs]))
+                    arrays.add("outputs", np.concatenate(outputs))
                 counts["examples"] += len(encoded)
-                counts["tokens"] += int(lengths.sum())
+                counts["tokens"] += sum(one.tokens for one in encoded)
                 counts["truncated"] += sum(one.truncated > 0 for one in encoded)
+                counts["outputs_cut"] += sum(one.output_cut for one in encoded)
                 if len(targets_seen) < 2:
                     targets_seen.update(one.target.tobytes() for one in encoded)
             if progress:

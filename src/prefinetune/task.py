@@ -14,7 +14,6 @@ from prefinetune.families import FAMILIES, Family
 from prefinetune.sources import Files, Hub, Rows, Source
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+\-]*(/[A-Za-z0-9][A-Za-z0-9_+\-]*)*")
-DECODER_FAMILIES = ("generation", "summarization")  # refused by name, so that nobody looks for a typing error
 
 
 @dataclass(frozen=True)
@@ -194,9 +193,6 @@ def read_task(entry: Mapping[str, Any], place: str, folder: Path) -> Task:
     if "name" not in entry:
         raise InputError(f"{place}: 'name' is missing")
     place = f"{place} ({entry['name']})"
-    for kind in DECODER_FAMILIES:
-        if kind in entry:
-            raise InputError(f"{place}: {kind!r} needs a decoder; this version trains encoders, on {listing(FAMILIES)}")
     own = ("name", "source", "splits", "tags", "license", "cite", "evaluation_only", "note")
     check_keys(entry, (*own, *FAMILIES), place)
     kinds = [kind for kind in FAMILIES if kind in entry]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -13,6 +15,9 @@ import numpy as np
 from prefinetune.errors import InputError
 
 LONGEST = 512  # tokens, where a model states no limit of its own or a larger one; a setting overrides it
+LONGEST_TARGET = 256  # the same for what a decoder writes
+
+SENTINEL_MODELS = ("t5", "mt5")
 
 
 @dataclass(slots=True)
@@ -25,14 +30,24 @@ class Window:
     cut: bool  # whether the context has more windows
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """What turning texts into targets depends on."""
+
+    max_length: int  # tokens of a target, special tokens included
+    most: int  # of a target that the model takes
+    start: int | None  # id that the decoder reads first; None where it is the target's own last one (mBART's language code)
+    writes_sentinels: bool  # whether denoising asks for sentinels and what they stand for (T5) or for the whole text (BART)
+
+
 class Tokenizer:
-    """A Transformers tokenizer with a maximum length in tokens.
+    """A Transformers tokenizer with a maximum length in tokens, as one model reads with it (and writes, where it has a decoder).
 
     Raises:
         InputError: it is not a fast tokenizer, or lacks a padding token.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, token_types: bool = True) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, token_types: bool = True, decoder: Decoder | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(f"{type(tokenizer).__name__} has no fast tokenizer (a tokenizer.json); save one beside the model")
         if tokenizer.pad_token_id is None:
@@ -44,6 +59,7 @@ class Tokenizer:
         self.mask_id: int | None = tokenizer.mask_token_id
         self.vocab_size = len(tokenizer)
         self.special_ids = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
+        self.decoder = decoder
         self._truncating = self._copy(strategy="longest_first", stride=0)
         self._windowing = self._copy(strategy="only_second", stride=max_length // 4)
         self._plain = self._copy(strategy=None, stride=0)
@@ -58,9 +74,9 @@ class Tokenizer:
             copy.enable_truncation(self.max_length, stride=stride, strategy=strategy)
         return copy
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        parts = f"{self.tokenizer.backend_tokenizer.to_str()} {self.max_length} {self.token_types}"
+        parts = f"{self.tokenizer.backend_tokenizer.to_str()} {self.max_length} {self.token_types} {self.decoder}"
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
     def pairs(self, pairs: Sequence[tuple[str, str | None]]) -> list[tuple[np.ndarray, int, bool]]:
@@ -73,6 +89,54 @@ class Tokenizer:
             first = encoding.type_ids.count(0) if self.token_types else len(ids)
             encoded.append((ids, first, len(ids) >= self.max_length and bool(encoding.overflowing)))
         return encoded
+
+    @cached_property
+    def _writer(self) -> Any:
+        """A copy for targets: calling a tokenizer changes its truncation, which is part of what is saved."""
+        return deepcopy(self.tokenizer)
+
+    def targets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, bool]]:
+        """(ids, whether text was cut) of what a decoder is to write, special tokens included."""
+        assert self.decoder is not None
+        batch = self._writer(text_target=list(texts), truncation=True, max_length=self.decoder.max_length)
+        return [(np.array(encoding.ids, dtype=np.int32), bool(encoding.overflowing)) for encoding in batch.encodings]
+
+    def texts(self, ids: Any) -> list[str]:
+        """What generated ids [n, t] say."""
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def generation_tokens(self) -> dict[str, int | None]:
+        """The special tokens of `generate`, under its names."""
+        assert self.decoder is not None
+        start = self.decoder.start
+        return {
+            "pad_token_id": self.pad_id, "bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id,
+            "decoder_start_token_id": int(self.targets(["a"])[0][0][-1]) if start is None else start,
+        }  # fmt: skip
+
+    @cached_property
+    def ends_sentences(self) -> bool:
+        """Whether every encoded text holds an end-of-sequence token."""
+        return self.tokenizer.eos_token_id is not None and self.tokenizer.eos_token_id in self.pairs([("a", None)])[0][0]
+
+    @cached_property
+    def ends_targets(self) -> bool:
+        """Whether every target holds one: without it, a decoder is never told to stop."""
+        return self.tokenizer.eos_token_id is not None and self.tokenizer.eos_token_id in self.targets(["a"])[0][0]
+
+    @cached_property
+    def sentinels(self) -> list[int]:
+        """Ids of T5's <extra_id_0>, <extra_id_1> and so on."""
+        vocabulary = self.tokenizer.get_vocab()
+        found: list[int] = []
+        while (name := f"<extra_id_{len(found)}>") in vocabulary:
+            found.append(vocabulary[name])
+        return found
+
+    @cached_property
+    def sentence_ends(self) -> np.ndarray:
+        """Ids of tokens that end a sentence."""
+        return np.array([at for token, at in self.tokenizer.get_vocab().items() if token[-1:] in (".", "!", "?")], dtype=np.int64)
 
     def windows(self, pairs: Sequence[tuple[str, str]]) -> list[list[Window]]:
         """All windows over each (question, context): the question whole in every one, contexts overlapping by a quarter of the
@@ -119,11 +183,13 @@ class Tokenizer:
         return found
 
 
-def load_tokenizer(name_or_folder: str, max_length: int | None = None, config: Any = None) -> Tokenizer:
+def load_tokenizer(
+    name_or_folder: str, max_length: int | None = None, config: Any = None, max_target_length: int | None = None
+) -> Tokenizer:
     """The tokenizer of a model, cut to what the model takes.
 
     Raises:
-        InputError: there is none, or `max_length` is more than the model takes.
+        InputError: there is none, or a length is more than the model takes.
     """
     from transformers import AutoTokenizer
 
@@ -136,7 +202,26 @@ def load_tokenizer(name_or_folder: str, max_length: int | None = None, config: A
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Transformers makes up where the files are missing
         raise InputError(f"model {name_or_folder!r}: its tokenizer is empty; expected tokenizer.json beside the model")
-    return Tokenizer(tokenizer, usable_length(tokenizer, config, max_length), getattr(config, "type_vocab_size", 2) > 1)
+    decoder = make_decoder(config, max_target_length) if getattr(config, "is_encoder_decoder", False) else None
+    token_types = getattr(config, "type_vocab_size", 2) > 1
+    return Tokenizer(tokenizer, usable_length(tokenizer, config, max_length), token_types, decoder)
+
+
+def make_decoder(config: Any, max_length: int | None) -> Decoder:
+    """What targets of a model look like; `max_length` replaces LONGEST_TARGET.
+
+    Raises:
+        InputError: it is more than the decoder takes.
+    """
+    most = getattr(config, "max_position_embeddings", None) or 10**9
+    if max_length is not None and not 4 <= max_length <= most:
+        raise InputError(f"data.max_target_length: {max_length} is not what the decoder takes; expected 4 to {most}")
+    return Decoder(
+        max_length=max_length or min(most, LONGEST_TARGET),
+        most=most,
+        start=getattr(config, "decoder_start_token_id", None),
+        writes_sentinels=config.model_type in SENTINEL_MODELS,
+    )
 
 
 def usable_length(tokenizer: Any, config: Any, max_length: int | None) -> int:

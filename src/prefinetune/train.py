@@ -10,8 +10,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,21 +20,23 @@ from accelerate import Accelerator
 
 from prefinetune.batch import Batch, Drawn, micro_batches
 from prefinetune.checkpoint import load_checkpoint, load_optimizer_state, save_checkpoint
-from prefinetune.config import Config, OptimizerSettings, TrainSettings, make_config
+from prefinetune.config import Config, DataSettings, ObjectiveSettings, OptimizerSettings, TrainSettings, make_config
 from prefinetune.display import Display
 from prefinetune.errors import InputError
-from prefinetune.evaluate import mean_score, score_all
+from prefinetune.evaluate import Evaluation, evaluate, mean_score, readable
 from prefinetune.export import load_head, save_trunk_and_heads
-from prefinetune.families import Encoded, Examples, Family
+from prefinetune.families import Encoded, Examples, Family, Segment
 from prefinetune.families.base import plain
 from prefinetune.mixture import Mixture, hash_key, shares
-from prefinetune.model import MultiTask, load_backbone, read_config
-from prefinetune.objective import example_weights, scaled, weighted_sum
+from prefinetune.model import MultiTask, check_tasks, load_backbone, read_config
+from prefinetune.objective import draw_noise, draw_noised, example_weights, regularized, scaled, weighted_sum
 from prefinetune.results import RunFolder
 from prefinetune.sources import OpenTask, open_task
 from prefinetune.store import Store, build_store, encode_split
-from prefinetune.task import Suite, read_suite
+from prefinetune.task import Suite, Task, read_suite
 from prefinetune.tokenizer import Tokenizer, load_tokenizer
+
+NO_R3F = ObjectiveSettings()
 
 
 @dataclass
@@ -49,7 +52,8 @@ class TaskData:
 class Update:
     """What one update did."""
 
-    loss: float  # the objective: mean over sub-batches of their mean scaled loss
+    loss: float  # mean over sub-batches of their mean scaled loss; the objective, where there is no divergence
+    divergence: float | None  # the same mean of scaled divergences (R3F), over the examples that have one
     loss_by_task: dict[str, float]  # mean scaled loss
     examples_by_task: dict[str, int]
     tokens_by_task: dict[str, int]  # real ones
@@ -66,16 +70,23 @@ class Update:
         return bool(self.bad) or not math.isfinite(self.grad_norm)
 
 
-def draw(mixture: Mixture, number: int, tasks: Sequence[TaskData], tokenizer: Tokenizer) -> list[Drawn]:
-    """The examples of update `number`, each with its weight in the whole update."""
+def draw(
+    mixture: Mixture,
+    number: int,
+    tasks: Sequence[TaskData],
+    tokenizer: Tokenizer,
+    objective: ObjectiveSettings = NO_R3F,
+) -> list[Drawn]:
+    """The examples of update `number`, each with its weight in the whole update, and whether it has a noised pass."""
     sub_batches = mixture.update(number)
-    weights = example_weights([len(sub_batch.examples) for sub_batch in sub_batches])
+    sizes = [len(sub_batch.examples) for sub_batch in sub_batches]
+    noised = iter(draw_noised(sum(sizes), objective, np.random.default_rng([mixture.seed, 6, number])).tolist())
     drawn = []
-    for sub_batch, weight in zip(sub_batches, weights, strict=True):
+    for sub_batch, weight in zip(sub_batches, example_weights(sizes), strict=True):
         task, generator = tasks[sub_batch.task], np.random.default_rng(sub_batch.key)
         for index in sub_batch.examples.tolist():
             example = task.family.draw(task.store[index], tokenizer, generator)
-            drawn.append(Drawn(example, task.name, task.family, weight))
+            drawn.append(Drawn(example, task.name, task.family, weight, next(noised)))
     return drawn
 
 
@@ -85,24 +96,31 @@ def update(
     batches: Sequence[Batch],
     clip: float,
     accelerator: Accelerator,
+    objective: ObjectiveSettings = NO_R3F,
 ) -> Update:
     """One optimizer step over all micro-batches of an update (MUPPET 3.2 and 3.3).
 
     Every example adds weight x loss / log(outcomes) to one sum, whose gradient is accumulated over micro-batches, clipped
-    once, and stepped once. A head that no example used keeps gradient None, so that the optimizer does not move it.
+    once, and stepped once. With R3F, its loss is joined by the divergence between the prediction and that of a noised copy in the
+    same forward pass. A head that no example used keeps gradient None, so that the optimizer does not move it.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    parts: list[tuple[Any, torch.Tensor]] = []
+    noise = partial(draw_noise, settings=objective) if objective.r3f else None
+    parts: list[Part] = []
     for batch in batches:
         batch = batch.to(accelerator.device)
         total = torch.zeros((), device=accelerator.device)
         with accelerator.autocast():
-            for segment, output in model(batch):
-                family = segment.family
-                losses = scaled(family.loss(output, segment), family.outcomes(output, segment))  # [e]
-                total = total + weighted_sum(losses, segment.weights)
-                parts.append((segment, losses.detach()))
+            for segment, output, noised in model(batch, noise):
+                family, divergences = segment.family, None
+                outcomes = family.outcomes(output, segment)
+                losses = objective_of = scaled(family.loss(output, segment), outcomes)  # [e]
+                if noised is not None:
+                    divergences = scaled(family.divergence(output, noised, segment), outcomes)
+                    objective_of = regularized(losses, divergences, objective)
+                total = total + weighted_sum(objective_of, segment.weights)
+                parts.append(Part(segment, losses.detach(), None if divergences is None else divergences.detach()))
         accelerator.backward(total)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
     report = read_losses(parts, float(norm), batches)
@@ -111,30 +129,43 @@ def update(
     return report
 
 
-def read_losses(parts: Sequence[tuple[Any, torch.Tensor]], norm: float, batches: Sequence[Batch]) -> Update:
+class Part(NamedTuple):
+    """What one segment of an update came to."""
+
+    segment: Segment
+    losses: torch.Tensor  # [e]
+    divergences: torch.Tensor | None  # [e]
+
+
+def read_losses(parts: Sequence[Part], norm: float, batches: Sequence[Batch]) -> Update:
     """Per-example losses of an update as numbers: one transfer from the device, after all work was queued."""
-    losses = torch.cat([losses for _, losses in parts]).double().cpu().numpy()
-    weights = torch.cat([segment.weights for segment, _ in parts]).double().cpu().numpy()
+    losses = torch.cat([part.losses for part in parts]).double().cpu().numpy()
+    weights = torch.cat([part.segment.weights for part in parts]).double().cpu().numpy()
+    apart = [torch.full_like(part.losses, math.nan) if part.divergences is None else part.divergences for part in parts]
+    divergences = torch.cat(apart).double().cpu().numpy()
+    diverging = np.concatenate([np.full(len(part.losses), part.divergences is not None) for part in parts])
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
     examples_by_task: Counter[str] = Counter()
     tokens_by_task: Counter[str] = Counter()
     bad, at = [], 0
-    for segment, mine in parts:
+    finite = np.isfinite(losses) & (np.isfinite(divergences) | ~diverging)
+    for segment, mine, _ in parts:
         examples_by_task[segment.task] += len(segment.examples)
-        tokens_by_task[segment.task] += sum(example.tokens for example in segment.examples)
+        tokens_by_task[segment.task] += segment.tokens
         here = slice(at, at + len(mine))
         at += len(mine)
         sums[segment.task] += losses[here] @ weights[here], weights[here].sum()
-        bad += [(segment.task, segment.examples[i].source) for i in np.flatnonzero(~np.isfinite(losses[here]))]
+        bad += [(segment.task, segment.examples[i].source) for i in np.flatnonzero(~finite[here])]
     return Update(
         loss=float(losses @ weights),
+        divergence=float(np.average(divergences[diverging], weights=weights[diverging])) if diverging.any() else None,
         loss_by_task={task: float(total / weight) for task, (total, weight) in sums.items()},
         examples_by_task=dict(examples_by_task),
         tokens_by_task=dict(tokens_by_task),
         grad_norm=norm,
         examples=len(losses),
         tokens=sum(batch.tokens for batch in batches),
-        padded=sum(batch.ids.numel() for batch in batches),
+        padded=sum(batch.padded for batch in batches),
         bad=bad,
     )
 
@@ -205,7 +236,11 @@ class Fit:
     """What `fit` gives back; the model it was given holds the weights."""
 
     progress: Progress
-    scores: dict[str, dict[str, float]]  # validation scores by task at the end (of the best weights, with patience)
+    evaluation: Evaluation  # of the validation examples at the end (of the best weights, with patience)
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        return self.evaluation.scores
 
 
 def fit(
@@ -233,7 +268,7 @@ def fit(
     model.to(accelerator.device)
     mixture = make_mixture([len(task.store) for task in tasks], config)
     optimizer = make_optimizer(model, config.optimizer)
-    progress, best, scores = Progress(), None, {}
+    progress, best, found = Progress(), None, Evaluation()
     if resume and folder and (checkpoint := load_checkpoint(folder.checkpoints)):
         model.load_unique_state(checkpoint.model)
         load_optimizer_state(model, optimizer, checkpoint.optimizer)
@@ -255,9 +290,11 @@ def fit(
             share = schedule(number, mixture.num_updates, config.optimizer.warmup, config.optimizer.decay_power)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
-            drawn = draw(mixture, number, tasks, tokenizer)
-            batches = micro_batches(drawn, settings.token_budget, tokenizer.pad_id, tokenizer.token_types)
-            report = update(model, optimizer, batches, config.optimizer.clip, accelerator)
+            drawn = draw(mixture, number, tasks, tokenizer, config.objective)
+            batches = micro_batches(
+                drawn, settings.token_budget, tokenizer.pad_id, tokenizer.token_types, tokenizer.decoder is not None
+            )
+            report = update(model, optimizer, batches, config.optimizer.clip, accelerator, config.objective)
             seconds = time.perf_counter() - started
             progress.add(report, seconds)
             display.updated(progress.updates, report)
@@ -281,9 +318,9 @@ def fit(
                 display.logged(record)
                 window = Window()
             if validation and settings.evaluate_every and (progress.updates % settings.evaluate_every == 0 or last):
-                scores = score_all(model, tokenizer, validation, 2 * settings.token_budget)
-                mean = mean_score(scores, model.families)
-                display.evaluated(progress.updates, scores, mean)
+                found = evaluate(model, tokenizer, validation, 2 * settings.token_budget)
+                mean = mean_score(found.scores, model.families)
+                display.evaluated(progress.updates, found.scores, mean)
                 if progress.best_score is None or mean > progress.best_score:
                     progress.best_score, progress.best_update = mean, progress.updates
                     progress.evaluations_since_best = 0
@@ -296,10 +333,10 @@ def fit(
                 save()
     if best is not None:
         model.load_unique_state(best)
-    if validation and (best is not None or not scores):
+    if validation and (best is not None or not found.scores):
         display.say(f"scoring {sum(map(len, validation.values())):,} validation examples of {len(validation)} tasks")
-        scores = score_all(model, tokenizer, validation, 2 * settings.token_budget)
-    return Fit(progress, scores)
+        found = evaluate(model, tokenizer, validation, 2 * settings.token_budget)
+    return Fit(progress, found)
 
 
 @dataclass
@@ -308,6 +345,8 @@ class Window:
 
     updates: int = 0
     loss: float = 0.0
+    divergence: float = 0.0
+    diverging: int = 0  # updates that had one
     grad_norm: float = 0.0
     examples: int = 0
     tokens: int = 0
@@ -318,6 +357,9 @@ class Window:
     def add(self, report: Update, seconds: float) -> None:
         self.updates += 1
         self.loss += report.loss
+        if report.divergence is not None:
+            self.divergence += report.divergence
+            self.diverging += 1
         self.grad_norm += report.grad_norm
         self.examples += report.examples
         self.tokens += report.tokens
@@ -335,6 +377,7 @@ class Window:
             "step": progress.updates,
             "epoch": round(progress.updates / mixture.updates_per_epoch, 4),
             "loss": self.loss / count if self.updates else None,  # None: every update of the window was skipped
+            **({"divergence": self.divergence / self.diverging} if self.diverging else {}),  # only with R3F
             "loss_by_task": {task: sums[0] / sums[1] for task, sums in sorted(self.by_task.items())},
             "examples_by_task": {task: sums[2] for task, sums in sorted(self.by_task.items())},
             "tokens_by_task": {task: sums[3] for task, sums in sorted(self.by_task.items())},
@@ -415,7 +458,7 @@ def train(
         if task.evaluation_only:
             raise InputError(f"task {task.name!r} is for evaluation only and must not be trained on; take it out of the suite")
     name = str(model_folder(model))
-    tokenizer = load_tokenizer(name, config.data.max_length, read_config(name))
+    tokenizer = model_tokenizer(name, suite.tasks, config.data)
     opened = [open_task(task, data_root, config.data.max_rows) for task in suite]
     skip = config.data.bad_rows == "skip"
     stores = prepare(opened, tokenizer, Path(cache) if cache else None, skip, display)
@@ -437,7 +480,7 @@ def train(
     folder.start(identity, config.to_yaml(), {"name": suite.name, "model": name, "tasks": resolved}, resume)
     report_cuts(resolved, display)
 
-    backbone = load_backbone(name, config.model.attention_dropout)
+    backbone = load_backbone(name, config.model.attention_dropout, config.objective.spectral_norm)
     multitask = MultiTask(backbone, families, config.seed)
     for task in suite:  # an earlier run's heads go on where they fit
         load_head(multitask, task.name, Path(model))
@@ -446,6 +489,9 @@ def train(
     result = fit(multitask, tokenizer, tasks, validation, config, folder, display, resume)
 
     save_trunk_and_heads(multitask, tokenizer, folder.path)
+    for task in suite:
+        predictions = result.evaluation.predictions[task.name]
+        folder.write_predictions(task.slug, readable(families[task.name], validation[task.name], predictions))
     progress = result.progress
     for task_name, scores in result.scores.items():
         if task_name in recorded:
@@ -471,6 +517,18 @@ def train(
             }
         )
     return Run(folder.path, result.scores, progress.updates, progress.examples, progress.seconds)
+
+
+def model_tokenizer(name: str, tasks: Sequence[Task], settings: DataSettings) -> Tokenizer:
+    """A model's tokenizer, when it is clear that the model can learn these tasks.
+
+    Raises:
+        InputError: it cannot, or there is no such model or tokenizer.
+    """
+    architecture = read_config(name)
+    tokenizer = load_tokenizer(name, settings.max_length, architecture, settings.max_target_length)
+    check_tasks(tasks, architecture, tokenizer, name)
+    return tokenizer
 
 
 def prepare(
@@ -510,11 +568,15 @@ def report_cuts(resolved: Sequence[Mapping[str, Any]], display: Display) -> None
         store = entry["store"]
         if store["bad_rows"]:
             display.say(f"{entry['name']}: {store['bad_rows']:,} rows could not be used; the first: {store['first_bad_row']}")
-    cut = {entry["name"]: entry["store"]["truncated"] / entry["store"]["examples"] for entry in resolved}
-    most = sorted((share, name) for name, share in cut.items() if share >= 0.01)[::-1]
-    if most:
-        shown = ", ".join(f"{name} {share:.0%}" for share, name in most[:6])
-        display.say(f"texts longer than the model reads were cut in {len(most)} tasks: {shown}")
+    for count, what in (
+        ("truncated", "texts longer than the model reads"),
+        ("outputs_cut", "targets longer than data.max_target_length"),
+    ):
+        cut = {entry["name"]: entry["store"][count] / entry["store"]["examples"] for entry in resolved}
+        most = sorted((share, name) for name, share in cut.items() if share >= 0.01)[::-1]
+        if most:
+            shown = ", ".join(f"{name} {share:.0%}" for share, name in most[:6])
+            display.say(f"{what} were cut in {len(most)} tasks: {shown}")
 
 
 def model_folder(model: str | Path) -> str | Path:

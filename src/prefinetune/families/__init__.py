@@ -4,10 +4,13 @@ from prefinetune.families.base import Encoded, Example, Examples, Family, Field,
 from prefinetune.families.choice import Choice
 from prefinetune.families.classification import Classification
 from prefinetune.families.denoising import Denoising
+from prefinetune.families.generation import Generation
 from prefinetune.families.regression import Regression
 from prefinetune.families.span import Span
 
-FAMILIES: dict[str, type[Family]] = {family.kind: family for family in (Classification, Regression, Choice, Span, Denoising)}
+FAMILIES: dict[str, type[Family]] = {
+    family.kind: family for family in (Classification, Regression, Choice, Span, Generation, Denoising)
+}
 
 __all__ = [
     "FAMILIES",
@@ -19,6 +22,7 @@ __all__ = [
     "Examples",
     "Family",
     "Field",
+    "Generation",
     "Regression",
     "Segment",
     "Span",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -48,6 +48,10 @@ class Encoded:
     truncated: int = 0  # how many of its texts were cut to fit
     reference: Any = None
     offsets: list[np.ndarray] | None = None  # per sequence [l, 2]: characters of the second text under each token, -1 elsewhere
+    # Token ids [t] that a decoder is to write, special tokens included; empty where it shall write them by itself (evaluation);
+    # None where it reads the sequence again, which is how encoder-decoders answer with a head.
+    output: np.ndarray | None = None
+    output_cut: bool = False  # whether that text was cut to fit
 
     @property
     def length(self) -> int:
@@ -55,7 +59,7 @@ class Encoded:
 
     @property
     def tokens(self) -> int:
-        return sum(len(sequence) for sequence in self.sequences)
+        return sum(len(sequence) for sequence in self.sequences) + (0 if self.output is None else len(self.output))
 
 
 class Examples(Protocol):
@@ -78,6 +82,12 @@ class Segment:
     lengths: torch.Tensor  # [r] real tokens of each row
     targets: torch.Tensor  # whatever the family's `collate` made
     weights: torch.Tensor  # [e] each example's weight in the whole update
+    tokens: int = 0  # real ones that the model reads of them, by encoder and decoder
+    noised: Segment | None = None  # the same examples once more, in rows whose embeddings are noised (R3F)
+
+    def to(self, device: torch.device | str) -> Segment:
+        tensors = {name: getattr(self, name).to(device) for name in ("rows", "sizes", "lengths", "targets", "weights")}
+        return replace(self, **tensors, noised=self.noised and self.noised.to(device))
 
 
 @dataclass(frozen=True)
@@ -92,10 +102,22 @@ class Family:
     kind: ClassVar[str] = ""  # the family's name in YAML, results and logs
     shared_head: ClassVar[bool] = False  # one head for the whole family (MUPPET 3.1: choice and span), or one per task
     metric: ClassVar[str] = "accuracy"  # the score by which a task is judged; higher is better
-    auto_model: ClassVar[str] = ""  # the Transformers class whose head this family uses
-    target_type: ClassVar[type] = np.int64  # of the arrays `target` makes
+    head_kind: ClassVar[str] = ""  # what it reads off the states: a sentence, an option, a span, or language (see Backbone)
+    target_type: ClassVar[type] = np.int64  # of the arrays `stored_target` makes
 
     # ---- rows -> examples -> tokens
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Whether a model with this tokenizer can learn such a task at all; asked before any data is read.
+
+        Raises:
+            InputError: it cannot, and why.
+        """
+        if tokenizer.decoder and not tokenizer.ends_sentences:
+            raise InputError(
+                f"{self.kind} on an encoder-decoder is read off the end-of-sequence token, and this tokenizer does not end a "
+                "text with one; expected a tokenizer that adds eos_token"
+            )
 
     def fields(self) -> tuple[Field, ...]:
         """The fields of a row this record reads."""
@@ -147,7 +169,7 @@ class Family:
                 Encoded(
                     sequences=[ids for ids, _, _ in mine],
                     first=[first for _, first, _ in mine],
-                    target=self.target(example),
+                    target=self.stored_target(example),
                     source=index,
                     truncated=sum(cut for _, _, cut in mine),
                     reference=None if for_training else example.reference,
@@ -155,7 +177,7 @@ class Family:
             )
         return encoded
 
-    def target(self, example: Example) -> np.ndarray:
+    def stored_target(self, example: Example) -> np.ndarray:
         """The target as the store keeps it: a one-dimensional array of `target_type`, equally wide for all examples."""
         return np.array([example.target], dtype=self.target_type)
 
@@ -181,7 +203,7 @@ class Family:
 
     def head(self, backbone: Backbone) -> Head:
         """A new head: Transformers' own for this backbone and family."""
-        return backbone.new_head(self.auto_model)
+        return backbone.new_head(self.head_kind)
 
     def apply(self, head: Head, states: States, segment: Segment) -> torch.Tensor:
         """The head's output for a segment, given the states of its micro-batch."""
@@ -195,9 +217,22 @@ class Family:
         """Per example [e]: among how many answers a uniform guess chooses (MUPPET 3.3)."""
         raise NotImplementedError
 
+    def divergence(self, output: torch.Tensor, noised: torch.Tensor, segment: Segment) -> torch.Tensor:
+        """Symmetric KL divergence per example [e] between the predictions of two passes over the same rows (R3F, Aghajanyan et
+        al. 2020, arXiv 2008.03156, section 3)."""
+        return symmetric_kl(output, noised)
+
+    def respond(self, head: Head, states: States, segment: Segment, tokenizer: Tokenizer) -> list[Any]:
+        """One prediction per example from the states of its micro-batch."""
+        return self.predict(self.apply(head, states, segment), segment)
+
     def predict(self, output: torch.Tensor, segment: Segment) -> list[Any]:
         """One prediction per example, in the form `score` and people read."""
         raise NotImplementedError
+
+    def readable(self, prediction: Any, example: Encoded) -> dict[str, Any]:
+        """A prediction beside its reference, for eyes."""
+        return {"prediction": prediction, "reference": example.target.tolist()}
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Encoded]) -> dict[str, float]:
         """Scores over a whole split, by metric name; the family's `metric` among them."""
@@ -220,9 +255,9 @@ class Family:
 
     def head_identity(self) -> dict[str, Any]:
         """What a saved head must share with a new one to take its place."""
-        return {"family": self.kind, "class": self.auto_model}
+        return {"family": self.kind}
 
-    def finish(self, model: Any) -> None:
+    def finish(self, model: Any, tokenizer: Tokenizer | None = None) -> None:
         """Make an assembled Transformers model speak in the task's labels or units."""
 
     # ---- records in YAML
@@ -240,6 +275,17 @@ class Family:
     def identity(self) -> dict[str, Any]:
         """What a token store of this family depends on: its settings, without what only heads and scores use."""
         return {"family": self.kind, **self.settings()}
+
+
+def symmetric_kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) + KL(q || p) in float32, for logits [..., n] of p and q; -inf (in both) is no answer. Returns [...].
+
+    The sum of both directions is one sum of (p - q) (log p - log q): no term is negative, and swapping changes nothing.
+    """
+    absent = first.isneginf()
+    log_p = first.float().log_softmax(-1).masked_fill(absent, 0.0)
+    log_q = second.float().log_softmax(-1).masked_fill(absent, 0.0)
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
 
 
 def is_right(predictions: Sequence[int], examples: Sequence[Encoded]) -> np.ndarray:

@@ -46,7 +46,7 @@ class Choice(Family):
     kind: ClassVar[str] = "choice"
     shared_head: ClassVar[bool] = True
     metric: ClassVar[str] = "accuracy"
-    auto_model: ClassVar[str] = "AutoModelForMultipleChoice"
+    head_kind: ClassVar[str] = "option"
 
     def __post_init__(self) -> None:
         check_fields(text=self.text, options=self.options, label=self.label)
@@ -106,6 +106,9 @@ class Choice(Family):
 
     def predict(self, output: torch.Tensor, segment: Segment) -> list[int]:
         return output.argmax(-1).tolist()
+
+    def readable(self, prediction: int, example: Encoded) -> dict[str, Any]:
+        return {"prediction": prediction, "reference": int(example.target[0])}
 
     def score(self, predictions: Sequence[int], examples: Sequence[Encoded]) -> dict[str, float]:
         from sklearn.metrics import accuracy_score

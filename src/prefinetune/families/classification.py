@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from prefinetune.model import Backbone, Head, States
+    from prefinetune.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Classification(Family):
 
     kind: ClassVar[str] = "classification"
     metric: ClassVar[str] = "accuracy"
-    auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
+    head_kind: ClassVar[str] = "sentence"
 
     def __post_init__(self) -> None:
         check_fields(text=self.text, pair=self.pair, label=self.label)
@@ -75,7 +76,7 @@ class Classification(Family):
 
     def head(self, backbone: Backbone) -> Head:
         assert self.labels is not None
-        return backbone.new_head(self.auto_model, num_labels=len(self.labels))
+        return backbone.new_head(self.head_kind, num_labels=len(self.labels))
 
     def apply(self, head: Head, states: States, segment: Segment) -> torch.Tensor:
         return head.sentence(states, segment.rows)  # [e, n]
@@ -93,6 +94,10 @@ class Classification(Family):
 
     def predict(self, output: torch.Tensor, segment: Segment) -> list[int]:
         return output.argmax(-1).tolist()
+
+    def readable(self, prediction: int, example: Encoded) -> dict[str, Any]:
+        assert self.labels is not None
+        return {"prediction": self.labels[prediction], "reference": self.labels[int(example.target[0])]}
 
     def score(self, predictions: Sequence[int], examples: Sequence[Encoded]) -> dict[str, float]:
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -115,7 +120,7 @@ class Classification(Family):
     def head_identity(self) -> dict[str, Any]:
         return {**super().head_identity(), "labels": list(self.labels or ())}
 
-    def finish(self, model: Any) -> None:
+    def finish(self, model: Any, tokenizer: Tokenizer | None = None) -> None:
         model.config.id2label = dict(enumerate(self.labels or ()))
         model.config.label2id = {label: index for index, label in enumerate(self.labels or ())}
         model.config.problem_type = "single_label_classification"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from prefinetune.model import Backbone, Head, States
+    from prefinetune.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Regression(Family):
 
     kind: ClassVar[str] = "regression"
     metric: ClassVar[str] = "pearson"
-    auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
+    head_kind: ClassVar[str] = "sentence"
     target_type: ClassVar[type] = np.float32
 
     def __post_init__(self) -> None:
@@ -89,7 +90,7 @@ class Regression(Family):
         return example.target * (self.high - self.low) + self.low
 
     def head(self, backbone: Backbone) -> Head:
-        return backbone.new_head(self.auto_model, num_labels=1)
+        return backbone.new_head(self.head_kind, num_labels=1)
 
     def apply(self, head: Head, states: States, segment: Segment) -> torch.Tensor:
         return head.sentence(states, segment.rows).squeeze(-1)  # [e]
@@ -102,10 +103,20 @@ class Regression(Family):
 
         return torch.full_like(segment.weights, math.e)  # log e = 1: the loss carries its own scale
 
+    def divergence(self, output: torch.Tensor, noised: torch.Tensor, segment: Segment) -> torch.Tensor:
+        """24 (a - b)^2: the loss is the negative log-likelihood of a normal distribution of variance 1/24 around the prediction,
+        and this is the symmetric KL divergence of two of them."""
+        return 24 * (output.float() - noised.float()) ** 2
+
     def predict(self, output: torch.Tensor, segment: Segment) -> list[float]:
         assert self.low is not None
         assert self.high is not None
         return (output.float() * (self.high - self.low) + self.low).tolist()
+
+    def readable(self, prediction: float, example: Encoded) -> dict[str, Any]:
+        assert self.low is not None
+        assert self.high is not None
+        return {"prediction": prediction, "reference": float(example.target[0]) * (self.high - self.low) + self.low}
 
     def score(self, predictions: Sequence[float], examples: Sequence[Encoded]) -> dict[str, float]:
         from scipy.stats import pearsonr, spearmanr
@@ -139,7 +150,7 @@ class Regression(Family):
     def head_identity(self) -> dict[str, Any]:
         return {**super().head_identity(), "low": self.low, "high": self.high}
 
-    def finish(self, model: Any) -> None:
+    def finish(self, model: Any, tokenizer: Tokenizer | None = None) -> None:
         """Fold the range into the output layer, so that the plain model answers in the data's own units."""
         import torch
 

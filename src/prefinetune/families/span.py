@@ -22,6 +22,7 @@ from prefinetune.families.base import (
     check_fields,
     read,
     read_text,
+    symmetric_kl,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Span(Family):
     kind: ClassVar[str] = "span"
     shared_head: ClassVar[bool] = True
     metric: ClassVar[str] = "f1"
-    auto_model: ClassVar[str] = "AutoModelForQuestionAnswering"
+    head_kind: ClassVar[str] = "span"
 
     def __post_init__(self) -> None:
         check_fields(question=self.question, context=self.context, answers=self.answers, answer=self.answer)
@@ -147,7 +148,7 @@ class Span(Family):
         return torch.from_numpy(np.stack([example.target for example in examples]))  # [e, 2]
 
     def head(self, backbone: Any) -> Head:
-        return backbone.new_head(self.auto_model, num_labels=2)
+        return backbone.new_head(self.head_kind, num_labels=2)
 
     def apply(self, head: Head, states: States, segment: Segment) -> torch.Tensor:
         """Logits [r, l, 2] of start and end, -inf on padding."""
@@ -164,6 +165,10 @@ class Span(Family):
 
     def outcomes(self, output: torch.Tensor, segment: Segment) -> torch.Tensor:
         return segment.lengths.to(segment.weights.dtype)
+
+    def divergence(self, output: torch.Tensor, noised: torch.Tensor, segment: Segment) -> torch.Tensor:
+        """The mean of start's and end's, over the real tokens of the sequence."""
+        return symmetric_kl(output.transpose(1, 2), noised.transpose(1, 2)).mean(-1)
 
     def predict(self, output: torch.Tensor, segment: Segment) -> list[str]:
         """The text under the best span over all windows; "" where pointing at the first token scores higher."""
@@ -186,6 +191,9 @@ class Span(Family):
             answers.append(text if best > nothing else "")
             row += len(example.offsets)
         return answers
+
+    def readable(self, prediction: str, example: Encoded) -> dict[str, Any]:
+        return {"prediction": prediction, "reference": list(example.reference[1])}
 
     def score(self, predictions: Sequence[str], examples: Sequence[Encoded]) -> dict[str, float]:
         return squad_scores(predictions, [example.reference[1] for example in examples])

@@ -1,0 +1,118 @@
+"""Encoder-decoders (BART, mBART, T5) behind the face of `Backbone`.
+
+Tasks with a head are read off the decoder in the way each model's own head class does it: the decoder reads the encoder's
+sequence once more, shifted right; a sentence's state is that of the last end-of-sequence token, a span's are all of them. An option
+is scored by a sentence head with one output, as these architectures have no multiple-choice class. Generation and denoising let the
+decoder read what it shall write, shifted right. All kinds of rows share one forward pass.
+
+T5's sentence and span classes in Transformers are made after BART's, decoder included, and so are ours; reading the encoder alone
+would leave half of the model untrained by those tasks, and no class of Transformers could load the result with its decoder.
+
+Letters: b rows of a micro-batch, l tokens of the longest sequence, t of the longest that the decoder reads, d hidden size, r rows
+of one segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import transformers
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqModelOutput,
+)
+
+from prefinetune.model import Backbone, Head, Noise, States, head_class, noised
+
+if TYPE_CHECKING:
+    from prefinetune.batch import Batch
+
+
+class DecoderHead(Head):
+    """One of Transformers' head classes on the decoder's states."""
+
+    def __init__(self, model: transformers.PreTrainedModel, auto_model: str, trunk: transformers.PreTrainedModel) -> None:
+        super().__init__(model, auto_model)
+        self._trunk = (trunk,)  # in a tuple, so that it does not become a part of this module
+        self._holds_parts = len(self.parts) > 1
+        self.given.weight = torch.empty(0)  # T5 initialises embeddings from the class that holds them
+
+    def _logits(self, hidden: torch.Tensor, pooled: torch.Tensor | None, mask: torch.Tensor) -> Any:
+        output = BaseModelOutputWithPastAndCrossAttentions if self._holds_parts else Seq2SeqModelOutput
+        self.given.output = output(last_hidden_state=hidden)
+        try:  # a sentence's one token is an end of sequence; other heads do not look at ids
+            ids = torch.full_like(mask, self.model.config.eos_token_id)
+            return self.model(input_ids=ids, attention_mask=mask, encoder_outputs=BaseModelOutput(last_hidden_state=hidden))
+        finally:
+            del self.given.output
+
+    def _rows(self, states: States, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        assert states.last is not None
+        chosen = states.hidden[rows, states.last[rows]][:, None]  # [r, 1, d]
+        return chosen, None, torch.ones_like(chosen[..., 0], dtype=torch.long)
+
+    def option(self, states: States, rows: torch.Tensor) -> torch.Tensor:
+        return self.sentence(states, rows)
+
+    def generate(self, states: States, rows: torch.Tensor, config: transformers.GenerationConfig) -> torch.Tensor:
+        assert states.encoded is not None
+        with self._whole() as model:
+            return model.generate(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states.encoded[rows]),
+                attention_mask=states.mask[rows],
+                generation_config=config,
+            )
+
+    @contextmanager
+    def _whole(self) -> Iterator[Any]:
+        """The head's model with the trunk in its place."""
+        (trunk,) = self._trunk
+        for name in self.parts:
+            setattr(self.model, name, getattr(trunk, name) if self._holds_parts else trunk)
+        try:
+            yield self.model
+        finally:
+            for name in self.parts:
+                setattr(self.model, name, self.given)
+
+
+class EncoderDecoder(Backbone):
+    """A Transformers encoder-decoder, and the heads its architecture knows."""
+
+    AUTO_MODELS: ClassVar[Mapping[str, str]] = {
+        "sentence": "AutoModelForSequenceClassification",
+        "option": "AutoModelForSequenceClassification",
+        "span": "AutoModelForQuestionAnswering",
+        "language": "AutoModelForSeq2SeqLM",
+    }
+
+    def forward(self, batch: Batch, noise: Noise | None = None) -> States:
+        """As in `Backbone`; noise goes on what the encoder reads (as in fairseq's R3F)."""
+        encoder = self.trunk.get_encoder()
+        with noised(encoder.get_input_embeddings(), batch.clean, noise):
+            encoded = encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        hidden = encoded
+        if batch.outputs is not None:  # padding stands behind, where a causal decoder does not see it
+            hidden = self.trunk(
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+                attention_mask=batch.mask,
+                decoder_input_ids=self.shifted(batch.outputs),
+                use_cache=False,
+            ).last_hidden_state
+        place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        last = torch.where(batch.ids == self.config.eos_token_id, place, 0).amax(1)
+        return States(hidden, None, batch.mask, encoded, last)
+
+    def shifted(self, outputs: torch.Tensor) -> torch.Tensor:
+        """What the decoder reads [b, t] in order to write `outputs`: its start token first, in the model's own way."""
+        return head_class(self.config, self.AUTO_MODELS["language"]).prepare_decoder_input_ids_from_labels(self.trunk, outputs)
+
+    def _head(self, model: transformers.PreTrainedModel, kind: str) -> Head:
+        return DecoderHead(model, self.AUTO_MODELS[kind], self.trunk)
+
+    def _initialize(self, model: transformers.PreTrainedModel) -> None:
+        model.apply(model._init_weights)  # in Transformers' own order: T5 initialises some parts from what holds them
