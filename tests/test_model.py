@@ -118,7 +118,7 @@ def test_classification_has_a_head_per_task_and_choice_and_span_one_each_with_no
     labels = {f"c{count}": Classification("text", labels=tuple("abcdefgh"[:count])) for count in range(2, 7)}
     shared = {f"{kind}{number}": FAMILIES[kind] for kind in ("story", "reading", "words") for number in range(4)}
     model = MultiTask(Backbone(trunk), labels | shared)
-    assert sorted(model.heads) == sorted([f"classification/{task}" for task in labels] + ["choice", "denoising", "span"])
+    assert sorted(model.heads) == sorted([f"classification/{task}" for task in labels] + ["choice", "language", "span"])
     assert model.head("story0") is model.head("story3")
     assert model.head("c2") is not model.head("c3")
     assert [model.head(task).model.num_labels for task in labels] == [2, 3, 4, 5, 6]

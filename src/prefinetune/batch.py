@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """One micro-batch: rows of several tasks, and which rows are whose. Rows from `clean` on are copies with noised embeddings."""
+    """One micro-batch: rows of several tasks, and which are whose. Rows from `clean` on are copies with noised embeddings."""
 
     ids: torch.Tensor  # [b, l]
     mask: torch.Tensor  # [b, l]

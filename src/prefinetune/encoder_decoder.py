@@ -1,9 +1,9 @@
 """Encoder-decoders (BART, mBART, T5) behind the face of `Backbone`.
 
 Tasks with a head are read off the decoder in the way each model's own head class does it: the decoder reads the encoder's
-sequence once more, shifted right; a sentence's state is that of the last end-of-sequence token, a span's are all of them. An option
-is scored by a sentence head with one output, as these architectures have no multiple-choice class. Generation and denoising let the
-decoder read what it shall write, shifted right. All kinds of rows share one forward pass.
+sequence once more, shifted right; a sentence's state is that of the last end-of-sequence token, a span's are all of them. An
+option is scored by a sentence head with one output, as these architectures have no multiple-choice class. Generation and
+denoising let the decoder read what it shall write, shifted right. All kinds of rows share one forward pass.
 
 T5's sentence and span classes in Transformers are made after BART's, decoder included, and so are ours; reading the encoder alone
 would leave half of the model untrained by those tasks, and no class of Transformers could load the result with its decoder.

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from prefinetune.checkpoint import replacing
-from prefinetune.model import MultiTask, quiet
+from prefinetune.model import MultiTask, quiet, unique
 
 if TYPE_CHECKING:
     from prefinetune.tokenizer import Tokenizer
@@ -56,15 +56,13 @@ def save_trunk_and_heads(model: MultiTask, tokenizer: Tokenizer, folder: Path) -
             model.backbone.own_config(trunk.config).save_pretrained(writing)
         tokenizer.tokenizer.save_pretrained(writing)
     with replacing(folder / "heads") as writing:
-        shared = {id(parameter) for parameter in model.backbone.parameters()}  # an output layer may be the embeddings
         for key in model.heads:
             tasks = [task for task, family in model.families.items() if family.head_key(task) == key]
-            state = model.head(tasks[0]).plain_state()
             place = writing / slug(key)
             place.mkdir()
-            save_file(
-                {name: t.detach().contiguous() for name, t in state.items() if id(t) not in shared}, place / "head.safetensors"
-            )
+            # The output layer of a language-model head may be the trunk's embeddings.
+            state = unique(model.head(tasks[0]).plain_state(), without=model.backbone.parameters())
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, place / "head.safetensors")
             about = {"key": key, "tasks": tasks, **identity(model, tasks[0])}
             (place / "head.json").write_text(json.dumps(about, indent=1, ensure_ascii=False))
 

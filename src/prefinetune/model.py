@@ -8,7 +8,7 @@ Letters: b rows of a micro-batch, l tokens of its longest row, d hidden size, r 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -219,10 +219,9 @@ class Backbone(nn.Module):
         if self.name:
             with quiet():
                 model = type(model).from_pretrained(self.name, dtype=torch.float32, use_safetensors=True)
-        head = self._head(model, "language")
         if getattr(self.config, "tie_word_embeddings", True):
-            head.model.get_output_embeddings().weight = self.trunk.get_input_embeddings().weight
-        return head
+            model.get_output_embeddings().weight = self.trunk.get_input_embeddings().weight
+        return self._head(model, "language")
 
     def _head(self, model: transformers.PreTrainedModel, kind: str) -> Head:
         return Head(model, self.AUTO_MODELS[kind])
@@ -305,20 +304,25 @@ class MultiTask(nn.Module):
         return head
 
     def unique_state(self) -> dict[str, torch.Tensor]:
-        """All parameters and buffers by name, tied ones once (safetensors refuses shared memory)."""
-        seen: set[int] = set()
-        state = {}
-        for name, tensor in self.state_dict(keep_vars=True).items():
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                state[name] = tensor.detach()
-        return state
+        """All parameters and buffers by name, tied ones once."""
+        return unique(self.state_dict(keep_vars=True))
 
     def load_unique_state(self, state: Mapping[str, torch.Tensor]) -> None:
         missing = set(self.unique_state()) ^ set(state)
         if missing:
             raise InputError(f"checkpoint and model differ in {sorted(missing)[:4]}")
         self.load_state_dict(state, strict=False)
+
+
+def unique(state: Mapping[str, torch.Tensor], without: Iterable[torch.Tensor] = ()) -> dict[str, torch.Tensor]:
+    """The tensors of a state by name, each once (safetensors refuses shared memory), and none of `without`."""
+    seen = {id(tensor) for tensor in without}
+    found = {}
+    for name, tensor in state.items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found
 
 
 @contextmanager

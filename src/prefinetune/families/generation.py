@@ -32,8 +32,8 @@ class Generation(Language):
     """Fields `text`, optional `pair` (a question about it, say), `target`; `references`, a column with a list of texts, takes the
     target's place when scoring, where it is not empty. `prefix` stands before every text ("summarize: ", as T5 knows it).
 
-    `decoding` is settings of Transformers' `generate` under its names, such as {"num_beams": 6, "length_penalty": 2.0}; four beams
-    when left out.
+    `decoding` is settings of Transformers' `generate` under its names, such as {"num_beams": 6, "length_penalty": 2.0}; four
+    beams when left out.
     """
 
     text: Field
@@ -121,8 +121,8 @@ class Generation(Language):
         return {"prediction": prediction, "reference": list(example.reference)}
 
     def score(self, predictions: Sequence[str], examples: Sequence[Encoded]) -> dict[str, float]:
-        """ROUGE F-measures (stemmed; the best over an example's references), the share of predictions equal to a reference, and words
-        written per word of the references closest in length."""
+        """ROUGE F-measures (stemmed; the best over an example's references), the share of predictions equal to a reference, and
+        words written per word of the references closest in length."""
         rows = self.row_statistics(predictions, examples)
         means = dict(zip(ROUGE, rows.mean(axis=0).tolist(), strict=True))
         pairs = list(zip(predictions, (example.reference for example in examples), strict=True))
