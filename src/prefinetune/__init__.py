@@ -15,22 +15,24 @@ if TYPE_CHECKING:
     from prefinetune.evidence import Comparison, read_comparison
     from prefinetune.families import Choice, Classification, Denoising, Generation, Regression, Span
     from prefinetune.finetune import Tuned, finetune
+    from prefinetune.recipes import Recipe, recipe
     from prefinetune.sources import Files, Hub, Rows
     from prefinetune.task import Suite, Task, read_suite
     from prefinetune.train import Run, train
 
 HOMES = {
-    "catalog": "catalog", "compare": "compare", "Comparison": "evidence", "Config": "config", "InputError": "errors",
-    "Choice": "families", "Classification": "families", "Denoising": "families", "Generation": "families",
-    "Regression": "families", "Span": "families",
-    "Tuned": "finetune", "finetune": "finetune", "Files": "sources", "Hub": "sources", "Rows": "sources", "Suite": "task",
-    "Task": "task", "read_comparison": "evidence", "read_suite": "task", "Run": "train", "train": "train",
+    "catalog": "catalog", "compare": "compare", "Config": "config", "InputError": "errors", "Comparison": "evidence",
+    "read_comparison": "evidence", "Choice": "families", "Classification": "families", "Denoising": "families",
+    "Generation": "families", "Regression": "families", "Span": "families", "Tuned": "finetune", "finetune": "finetune",
+    "Recipe": "recipes", "recipe": "recipes", "Files": "sources", "Hub": "sources", "Rows": "sources", "Suite": "task",
+    "Task": "task", "read_suite": "task", "Run": "train", "train": "train",
 }  # fmt: skip
 
 __version__ = "0.1.0"
 __all__ = [
-    "Choice", "Classification", "Comparison", "Config", "Denoising", "Files", "Generation", "Hub", "InputError", "Regression",
-    "Rows", "Run", "Span", "Suite", "Task", "Tuned", "catalog", "compare", "finetune", "read_comparison", "read_suite", "train",
+    "Choice", "Classification", "Comparison", "Config", "Denoising", "Files", "Generation", "Hub", "InputError", "Recipe",
+    "Regression", "Rows", "Run", "Span", "Suite", "Task", "Tuned", "catalog", "compare", "finetune", "read_comparison",
+    "read_suite", "recipe", "train",
 ]  # fmt: skip
 
 

@@ -52,6 +52,7 @@ def train(
     suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue: glue/rte,nli,sentiment.")],
     settings: Settings = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A hub name, a model folder, or a run to go on from.")] = "",
+    recipe: Annotated[str, typer.Option(help="Settings, and a model if none is given, by name: see `prefinetune recipes`.")] = "",
     out: Out = Path("runs/train"),
     data_root: DataRoot = None,
     cache: Cache = None,
@@ -62,10 +63,14 @@ def train(
     """Pre-finetune a model on many tasks at once."""
     from prefinetune.config import make_config
     from prefinetune.display import Display
+    from prefinetune.recipes import recipe as find_recipe
     from prefinetune.train import train as run
 
     chosen = find_suite(suite)
-    config = make_config({"seed": seed, "mixture": dict(chosen.mixture)}, overrides=settings or ())
+    known = find_recipe(recipe) if recipe else None
+    layers = ({"seed": seed}, known.config if known else {}, {"mixture": dict(chosen.mixture)})
+    config = make_config(*layers, overrides=settings or ())
+    model = model or (known.model if known else "")
     if not model:
         raise InputError("--model is missing: a hub name such as roberta-base, or a folder")
     display = Display()
@@ -221,6 +226,25 @@ def settings(as_json: Json = False) -> None:
         show_table(("setting", "default", "meaning"), [(name, str(default), text) for name, default, text in rows])
 
 
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show its settings, and where each comes from.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes: a model and settings under one name."""
+    from prefinetune.recipes import RECIPES
+    from prefinetune.recipes import recipe as find_recipe
+
+    found = [find_recipe(name)] if name else list(RECIPES)
+    if as_json:
+        emit([{"name": one.name, "model": one.model, "settings": [s._asdict() for s in one.settings]} for one in found])
+    elif name:
+        print(f"{name}: starts from {found[0].model}")
+        show_table(("setting", "value", "from"), [(s.name, str(s.value), s.origin) for s in found[0].settings])
+    else:
+        show_table(("recipe", "model"), [(one.name, one.model) for one in found])
+
+
 @tasks_app.command("list")
 def list_tasks(
     patterns: Annotated[
@@ -273,14 +297,14 @@ def preview(
 ) -> None:
     """Show what a task's first rows become: row, example, tokens, target."""
     from prefinetune.preview import preview_task
-    from prefinetune.tokenizer import load_tokenizer
 
-    tokenizer = None
+    chosen, tokenizer = find_suite(suite), None
     if model:
-        from prefinetune.model import read_config
+        from prefinetune.config import DataSettings
+        from prefinetune.train import model_tokenizer
 
-        tokenizer = load_tokenizer(model, None, read_config(model))
-    found = [preview_task(task, rows, tokenizer, data_root) for task in find_suite(suite)]
+        tokenizer = model_tokenizer(model, chosen.tasks, DataSettings())
+    found = [preview_task(task, rows, tokenizer, data_root) for task in chosen]
     if as_json:
         emit(found)
         return
@@ -293,6 +317,8 @@ def preview(
             print(f"    target: {example['target']}")
             for ids in example.get("tokens", ()):
                 print(f"    tokens: {ids}")
+            for ids in example.get("written", ()):
+                print(f"    written: {ids}")
 
 
 @app.command()

@@ -119,6 +119,8 @@ def compare(
         "grid": sorted(grid), "tuning_seeds": list(range(min(tuning_seeds, seeds))), "settings": bench.told(), "left_out": [],
         "command": around["command"], "started": now(), "environment": around,
     }  # fmt: skip
+    for where in starts.values():  # before any data is read: a task may not be one for this model
+        bench.tokenizer(where)
     for task in found:
         plan_task(plan, bench, task, starts, labels, display)
     claim(folder, plan, display)

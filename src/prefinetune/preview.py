@@ -38,6 +38,7 @@ def preview_task(task: Task, num_rows: int, tokenizer: Tokenizer | None = None, 
         if tokenizer:
             encoded = opened.family.encode([example], tokenizer)
             shown["tokens"] = [tokenizer.tokenizer.decode(ids) for one in encoded for ids in one.sequences]
+            shown["written"] = [tokenizer.tokenizer.decode(one.output) for one in encoded if one.output is not None]
         examples.append(shown)
     return {
         "task": task.name, "family": task.family.kind, "fields": plain(opened.family.settings()),

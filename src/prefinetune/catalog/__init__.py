@@ -14,7 +14,7 @@ from prefinetune.task import Suite
 
 SUBJECTS = (
     "nli", "similarity", "language", "sentiment", "topic", "social", "intent", "relations", "commonsense", "exams", "reading",
-    "spans",
+    "spans", "generation",
 )  # fmt: skip
 
 
