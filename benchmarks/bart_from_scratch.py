@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,19 @@ TARGETS = {  # task -> how it is decoded, in all arms
 ENCODER_TASKS = (
     "snli", "sick", "taxinli", "conj_nli", "recast/megaveridicality", "recast/verbnet", "glue/mrpc", "glue/stsb", "glue/cola",
     "medical_questions_pairs", "glue/sst2", "rotten_tomatoes", "SetFit/sst5", "ag_news", "SetFit/20_newsgroups", "clinc_oos/plus",
-    "hwu64", "tweet_eval/emotion", "tweet_eval/irony", "cosmos_qa/resplit", "social_i_qa/resplit",
-    "piqa/resplit", "hellaswag/resplit", "ai2_arc/ARC-Easy", "openbookqa/main", "mutual", "squad/resplit", "squad_v2/resplit",
-    "squadshifts/amazon-resplit", "tweet_qa/extractive",
+    "hwu64", "tweet_eval/emotion", "tweet_eval/irony", "social_i_qa/resplit", "piqa/resplit", "ai2_arc/ARC-Easy",
+    "openbookqa/main", "squad/resplit", "tweet_qa/extractive",
 )  # fmt: skip
-PRETRAINING: Mapping[str, Any] = {
+# Denoising, twice: with permuted sentences, then without and on shorter pieces, where a model learns to copy sooner.
+PERMUTED: Mapping[str, Any] = {
     "data": {"max_length": 160},
     "mixture": {"sub_batches": 64, "sub_batch_size": 1},
     "optimizer": {"learning_rate": 1e-3, "warmup": 0.1},
     "train": {"token_budget": 8192, "evaluation_rows": 300, "checkpoint_every": 100},
 }
+PRETRAINING: Mapping[str, Any] = {**PERMUTED, "data": {"max_length": 96}}
 PREFINETUNING: Mapping[str, Any] = {
-    "data": {"max_length": 224, "max_target_length": 64},
+    "data": {"max_length": 160, "max_target_length": 64},
     "mixture": {"sub_batches": 64, "sub_batch_size": 1, "cap": 4000},
     "objective": {"r3f": 1.0, "r3f_share": 0.25},
     "optimizer": {"learning_rate": 5e-4, "head_learning_rate": 1e-3, "warmup": 0.06},
@@ -60,8 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/bart"))
-    parser.add_argument("--pretraining-updates", type=int, default=700)
-    parser.add_argument("--prefinetuning-updates", type=int, default=600)
+    parser.add_argument("--permuted-updates", type=int, default=450)
+    parser.add_argument("--pretraining-updates", type=int, default=600)
+    parser.add_argument("--prefinetuning-updates", type=int, default=400)
     parser.add_argument("--finetuning-updates", type=int, default=120)
     parser.add_argument("--labels", type=int, default=512)
     parser.add_argument("--seeds", type=int, default=2)
@@ -80,10 +83,14 @@ def main() -> None:
             new_model(out / "base", texts)
         cut = len(texts) // 100
         rows = {"train": [{"text": text} for text in texts[cut:]], "validation": [{"text": text} for text in texts[:cut]]}
-        suite = Suite("texts", (Task("texts", Rows(rows), Denoising("text", permute_sentences=True)),))
+        texts_as = partial(Task, "texts", Rows(rows))
         train(
-            suite, out / "base", out / "pretrained", config=length(PRETRAINING, arguments.pretraining_updates),
-            cache=out / "cache", resume=True, display=display,
+            Suite("texts", (texts_as(Denoising("text", permute_sentences=True)),)), out / "base", out / "permuted",
+            config=length(PERMUTED, arguments.permuted_updates), cache=out / "cache", resume=True, display=display,
+        )  # fmt: skip
+        train(
+            Suite("texts", (texts_as(Denoising("text")),)), out / "permuted", out / "pretrained",
+            config=length(PRETRAINING, arguments.pretraining_updates), cache=out / "cache", resume=True, display=display,
         )  # fmt: skip
     generation = catalog().select("generation").tasks
     tasks = (*map(brief, generation), *(catalog()[name] for name in ENCODER_TASKS))

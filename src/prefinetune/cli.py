@@ -49,7 +49,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that 
 
 @app.command()
 def train(
-    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue: glue/rte,nli,sentiment.")],
+    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue: glue/rte,nli,all,-generation.")],
     settings: Settings = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A hub name, a model folder, or a run to go on from.")] = "",
     recipe: Annotated[str, typer.Option(help="Settings, and a model if none is given, by name: see `prefinetune recipes`.")] = "",
@@ -340,7 +340,7 @@ def demo(
 
 
 def find_suite(text: str) -> Suite:
-    """A suite file, or catalogue names, families and tags separated by commas."""
+    """A suite file, or catalogue names, families and tags separated by commas; one with a '-' before it is left out again."""
     from prefinetune.catalog import catalog
     from prefinetune.task import Suite, read_suite
 
@@ -348,8 +348,11 @@ def find_suite(text: str) -> Suite:
         return read_suite(text)
     tasks: dict[str, Any] = {}
     for pattern in text.split(","):
-        chosen = catalog().select(pattern)
-        tasks.update({task.name: task for task in chosen if not task.evaluation_only or task.name == pattern})
+        chosen = catalog().select(pattern.removeprefix("-"))
+        if pattern.startswith("-"):
+            tasks = {name: task for name, task in tasks.items() if task not in chosen.tasks}
+        else:
+            tasks.update({task.name: task for task in chosen if not task.evaluation_only or task.name == pattern})
     return Suite(text, tuple(tasks.values()))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -300,10 +301,16 @@ def plain(value: Any) -> Any:
     if callable(value):
         import hashlib
 
-        code = getattr(value, "__code__", None)
-        digest = hashlib.blake2b((code.co_code + repr(code.co_consts).encode()) if code else b"", digest_size=4).hexdigest()
+        digest = hashlib.blake2b(code_text(getattr(value, "__code__", None)).encode(), digest_size=4).hexdigest()
         return f"function {getattr(value, '__qualname__', repr(value))} {digest}"
     return value
+
+
+def code_text(code: Any) -> str:
+    """What a function does, the same in every process: its bytecode, the names and constants in it, and functions inside it."""
+    if not isinstance(code, CodeType):
+        return repr(sorted(map(repr, code))) if isinstance(code, frozenset) else repr(code)
+    return "|".join([code.co_code.hex(), repr(code.co_names), *map(code_text, code.co_consts)])
 
 
 # ---- reading fields

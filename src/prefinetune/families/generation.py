@@ -56,7 +56,10 @@ class Generation(Language):
 
     def check(self, tokenizer: Tokenizer) -> None:
         if tokenizer.decoder is None:
-            raise InputError("generation needs a decoder, and this model is an encoder; expected a model such as BART or T5")
+            raise InputError(
+                "generation needs a decoder, and this model is an encoder; expected a model such as BART or T5, or tasks of "
+                "other families (names and tags may be followed by ',-generation')"
+            )
         self.generation_config(tokenizer)
 
     def fields(self) -> tuple[Field, ...]:
