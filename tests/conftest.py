@@ -38,6 +38,24 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bart(tmp_path_factory) -> Path:
+    """A folder with a BART of 2 + 2 layers x 32 without dropout and with large random weights, and the same tokenizer."""
+    import torch
+    import transformers
+
+    tokenizer = microworld.tokenizer()
+    shape = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in (("layers", 2), ("attention_heads", 2))}
+    shape |= {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64}
+    config = transformers.BartConfig(vocab_size=len(tokenizer), dropout=0.0, init_std=0.2, **shape)
+    folder = tmp_path_factory.mktemp("tiny") / "bart"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def world_suite() -> Suite:
     """Seven tasks of 48 training and 16 validation rows: one label, a pair, a span, two choices, a number, raw text."""
     names = ("subject-category", "larger-subject", "find-large", "choose-large", "fill-verb")

@@ -201,10 +201,12 @@ SUITES = {
     "a name that the catalogue does not know": ("glue/rtee", {}, [], ["'glue/rtee'", "did you mean"]),
     "a task for a decoder": (
         {"name": "mine", "source": "a.csv", "generation": {"text": "text", "target": "label"}}, {}, [],
-        ["task 1 (mine)", "'generation' needs a decoder", "this version trains encoders"]),
-    "a task of summarization": (
+        ["task 'mine'", "roberta", "generation needs a decoder", "a model such as BART or T5"]),
+    "a family that does not exist": (
         {"name": "mine", "source": "a.csv", "summarization": {"text": "text", "target": "label"}}, {}, [],
-        ["'summarization' needs a decoder", "this version trains encoders"]),
+        ["task 1 (mine)", "unknown key 'summarization'", "accepted: ", "generation"]),
+    "a negative weight of R3F": (MINE, {}, ["objective.r3f=-1"], ["'objective.r3f'", "-1", "greater than or equal to 0"]),
+    "a share of no examples": (MINE, {}, ["objective.r3f_share=0"], ["'objective.r3f_share'", "0", "greater than 0"]),
     "a task that is for evaluation only": ({**MINE, "evaluation_only": True}, {}, [], ["'mine'", "evaluation only"]),
     "a maximum length beyond the model's": (MINE, {}, ["data.max_length=4096"], ["data.max_length", "4096", "at most"]),
     "a maximum length that holds nothing": (MINE, {}, ["data.max_length=8"], ["data.max_length", "8", "at least 16"]),
@@ -221,6 +223,42 @@ def test_a_suite_or_setting_that_cannot_be_used_is_refused(sentence, tmp_path, t
     suite = suite_file(tmp_path, *(entries if isinstance(entries, list) else [entries]), **rest)
     refused(command("train", suite, "--model", tiny_model, "--out", tmp_path / "run", *arguments), *fragments)
     assert not (tmp_path / "run").exists()
+
+
+# sentence -> (rows, fields of the family beside text and target, more arguments, what the message must hold)
+SUMMARIES = [{"text": f"the duni kuno {word}", "target": f"the {word}"} for word in ("gilas", "bili", "bano") * 8]
+GENERATIONS = {
+    "a target that is empty": (
+        [*SUMMARIES[:5], {"text": "the", "target": " "}, *SUMMARIES], {}, [], ["a.jsonl, row 5", "'target'", "' '", "not empty"]),
+    "a target that is missing": (
+        [*SUMMARIES[:5], {"text": "the", "target": None}, *SUMMARIES], {}, [], ["a.jsonl, row 5", "'target'", "missing"]),
+    "a setting of decoding that does not exist": (
+        SUMMARIES, {"decoding": {"num_beam": 4}}, [], ["task 'mine'", "(bart)", "'num_beam'", "did you mean 'num_beams'"]),
+    "no beams": (SUMMARIES, {"decoding": {"num_beams": 0}}, [], ["task 'mine'", "num_beams 0", "a whole number from 1"]),
+    "more tokens than the decoder takes": (
+        SUMMARIES, {"decoding": {"max_new_tokens": 100}}, [], ["task 'mine'", "max_new_tokens 100", "at most 64"]),
+    "targets longer than the decoder takes": (
+        SUMMARIES, {}, ["data.max_target_length=65"], ["data.max_target_length", "65", "expected 4 to 64"]),
+    "a share of smoothing that leaves nothing": (
+        SUMMARIES, {"label_smoothing": 1}, [], ["task 1 (mine), generation", "label_smoothing", "1", "below 1"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", GENERATIONS)
+def test_a_generation_task_that_cannot_be_used_is_refused(sentence, tmp_path, tiny_bart, command):
+    rows, fields, arguments, fragments = GENERATIONS[sentence]
+    (tmp_path / "a.jsonl").write_text(lines(rows))
+    family = {"text": "text", "target": "target", **fields}
+    suite = suite_file(tmp_path, {"name": "mine", "source": {"train": "a.jsonl", "validation": "a.jsonl"}, "generation": family})
+    refused(command("train", suite, "--model", tiny_bart, "--out", tmp_path / "run", *arguments), *fragments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_generation_on_an_encoder_is_refused_before_any_data_is_read(tmp_path, tiny_model, command):
+    entry = {"name": "mine", "source": "nowhere.csv", "generation": {"text": "text", "target": "target"}}
+    outcome = command("train", suite_file(tmp_path, entry), "--model", tiny_model, "--out", tmp_path / "run")
+    refused(outcome, "task 'mine' with model", tiny_model, "generation needs a decoder")
+    assert "nowhere.csv" not in outcome[1]
 
 
 @pytest.fixture
@@ -245,21 +283,21 @@ def test_a_suite_that_is_not_yaml_is_refused(good_suite, tiny_model, command):
 
 
 def test_models_that_cannot_be_used_are_refused(good_suite, tmp_path, tiny_model, command):
-    from transformers import BartConfig
+    from transformers import PegasusConfig
 
     without = {name: shutil.copytree(tiny_model, tmp_path / name) for name in ("tokenizer", "config", "weights")}
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (without["tokenizer"] / file).unlink(missing_ok=True)
     (without["config"] / "config.json").unlink()
     (without["weights"] / "model.safetensors").unlink()
-    BartConfig(d_model=16).save_pretrained(tmp_path / "bart")
+    PegasusConfig(d_model=16).save_pretrained(tmp_path / "pegasus")
     refused(
         command("train", good_suite, "-m", without["tokenizer"], "-o", tmp_path / "r"), without["tokenizer"], "tokenizer.json"
     )
     refused(command("train", good_suite, "-m", without["config"], "-o", tmp_path / "r"), without["config"], "no config.json")
     refused(command("train", good_suite, "-m", "nobody/no-model", "-o", tmp_path / "r"), "nobody/no-model", "Offline?", "folder")
     refused(command("train", good_suite, "-m", tmp_path / "nowhere", "-o", tmp_path / "r"), "no model folder", "nowhere")
-    refused(command("train", good_suite, "-m", tmp_path / "bart", "-o", tmp_path / "r"), "bart", "this version trains encoders")
+    refused(command("train", good_suite, "-m", tmp_path / "pegasus", "-o", tmp_path / "r"), "'pegasus'", "accepted: bart, mbart")
     assert not (tmp_path / "r").exists()
     refused(command("train", good_suite, "-m", without["weights"], "-o", tmp_path / "r"), "weights could not be loaded")
 

@@ -1,6 +1,7 @@
 """Micro-batches: every example in exactly one, none over the budget, at the least cost, and padded as a naive loop would."""
 
 from functools import cache as remembered
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefinetune.batch import MICRO_BATCH_COST, Drawn, lay_out, make_batch, micro_batches
-from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
+from prefinetune.families import Choice, Classification, Denoising, Encoded, Generation, Regression, Span
 from prefinetune.objective import example_weights
 
 PAD = 77  # not 0, so that nothing is right by luck
@@ -66,6 +67,51 @@ def test_weights_of_an_update_sum_to_one_and_sub_batches_weigh_the_same(sizes):
     weights = example_weights(sizes)
     assert sum(weight * size for weight, size in zip(weights, sizes, strict=True)) == pytest.approx(1)
     assert [weight * size for weight, size in zip(weights, sizes, strict=True)] == pytest.approx([1 / len(sizes)] * len(sizes))
+
+
+# ---- with a decoder, which reads either the sequence again or a target of its own
+
+# (tokens, tokens that the decoder reads, rows) per example
+decoded_shapes = st.tuples(st.integers(1, 200), st.none() | st.integers(0, 60), st.integers(1, 3)).map(
+    lambda shape: (shape[0], shape[0] if shape[1] is None else shape[1], shape[2])
+)
+
+
+def cost_with_decoder(piece, lengths, decoded, rows):
+    """A micro-batch's tokens with padding, of encoder and decoder."""
+    return sum(rows[i] for i in piece) * (max(lengths[i] for i in piece) + max(decoded[i] for i in piece))
+
+
+@given(st.lists(decoded_shapes, min_size=1, max_size=40), st.integers(1, 3000))
+def test_with_a_decoder_no_example_is_lost_and_the_decoders_tokens_count_in_the_budget(shapes, budget):
+    lengths, decoded, rows = zip(*shapes, strict=True)
+    pieces = lay_out(lengths, rows, budget, decoded)
+    assert sorted(np.concatenate(pieces).tolist()) == list(range(len(lengths)))
+    assert all(len(piece) == 1 or cost_with_decoder(piece, lengths, decoded, rows) <= budget for piece in pieces)
+
+
+@given(st.lists(decoded_shapes, min_size=1, max_size=9), st.integers(1, 2500))
+def test_with_a_decoder_no_cut_of_the_examples_in_their_order_costs_less(shapes, budget):
+    lengths, decoded, rows = zip(*shapes, strict=True)
+    found = [piece.tolist() for piece in lay_out(lengths, rows, budget, decoded)]
+    order = np.concatenate(found).tolist()
+    costs = []
+    for marks in product((False, True), repeat=len(order) - 1):
+        ends = [at + 1 for at, cut in enumerate(marks) if cut]
+        pieces = [order[start:end] for start, end in pairwise([0, *ends, len(order)])]
+        each = [cost_with_decoder(piece, lengths, decoded, rows) for piece in pieces]
+        if all(cost <= budget or len(piece) == 1 for cost, piece in zip(each, pieces, strict=True)):
+            costs.append(sum(each) + MICRO_BATCH_COST * len(pieces))
+    each = [cost_with_decoder(piece, lengths, decoded, rows) for piece in found]
+    assert sum(each) + MICRO_BATCH_COST * len(found) == min(costs)
+
+
+@given(st.lists(decoded_shapes, min_size=1, max_size=40))
+def test_examples_with_a_target_of_their_own_come_before_those_read_again_and_both_the_longest_first(shapes):
+    lengths, decoded, rows = zip(*shapes, strict=True)
+    order = np.concatenate(lay_out(lengths, rows, 1000, decoded)).tolist()
+    found = [(lengths[i] == decoded[i], -lengths[i], -decoded[i]) for i in order]
+    assert found == sorted(found)
 
 
 # ---- the tensors of a micro-batch
@@ -149,3 +195,84 @@ def test_an_update_keeps_every_example_and_its_weight_however_it_is_cut():
         expected = sorted((one.example.source, one.weight) for one in drawn)
         assert [source for source, _ in found] == [source for source, _ in expected]
         assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])
+
+
+# ---- rows that a decoder reads, and noised copies
+
+SUMMARY = Generation("text", "target")
+
+
+def drawn_with_outputs(noised=()):
+    """Two summaries, choices of two and of three options, and a text with a label; those at `noised` have a noised pass."""
+    generator = np.random.default_rng(0)
+    shapes = [  # (task, family, lengths of the sequences, length of the output)
+        ("s", SUMMARY, [9], 3), ("s", SUMMARY, [4], 5), ("c", FAMILIES["story"], [6, 7], None),
+        ("c", FAMILIES["story"], [3, 12, 5], None), ("t", FAMILIES["topic"], [8], None),
+    ]  # fmt: skip
+    for at, (task, family, lengths, written) in enumerate(shapes):
+        sequences = [generator.integers(100, 200, length) for length in lengths]
+        output = None if written is None else generator.integers(200, 300, written)
+        target = np.zeros(0 if written else 1, np.int64)
+        yield Drawn(Encoded(sequences, [2] * len(lengths), target, at, output=output), task, family, 0.2, at in noised)
+
+
+def padded_rows(sequences):
+    longest = max(map(len, sequences))
+    return [[*map(int, ids), *[PAD] * (longest - len(ids))] for ids in sequences]
+
+
+def test_the_decoder_reads_an_output_of_its_own_or_the_sequence_again():
+    drawn = list(drawn_with_outputs())
+    batch = make_batch(drawn, PAD, token_types=False, decodes=True)
+    sequences = [ids for one in drawn for ids in one.example.sequences]
+    read = [ids if one.example.output is None else one.example.output for one in drawn for ids in one.example.sequences]
+    assert batch.ids.tolist() == padded_rows(sequences)
+    assert batch.outputs.tolist() == padded_rows(read)
+    assert batch.tokens == sum(map(len, sequences)) + sum(map(len, read))
+    assert batch.padded == 8 * (12 + 12)
+    assert [segment.tokens for segment in batch.segments] == [(9 + 4) + (3 + 5), 2 * (6 + 7 + 3 + 12 + 5), 2 * 8]
+
+
+def test_targets_of_generation_are_each_tokens_example_place_and_id():
+    drawn = list(drawn_with_outputs())[:2]
+    (segment,) = make_batch(drawn, PAD, token_types=False, decodes=True).segments
+    expected = [(e, place, int(true)) for e, one in enumerate(drawn) for place, true in enumerate(one.example.output)]
+    assert segment.targets.T.tolist() == [list(one) for one in expected]
+
+
+def test_there_is_nothing_for_a_decoder_to_read_where_it_writes_by_itself_or_is_not_there():
+    drawn = list(drawn_with_outputs())
+    for one in drawn:
+        one.example.output = None if one.example.output is None else one.example.output[:0]
+    assert make_batch(drawn[:2], PAD, token_types=False, decodes=True).outputs is None
+    assert make_batch(drawn, PAD, token_types=False, decodes=False).outputs is None
+    assert make_batch(drawn, PAD, token_types=False, decodes=True).outputs[:2].tolist() == [[PAD] * 12] * 2
+
+
+@pytest.mark.parametrize("decodes", [False, True])
+def test_noised_copies_are_appended_and_a_task_with_and_without_them_has_two_segments(decodes):
+    batch, plain = (make_batch(list(drawn_with_outputs(noised)), PAD, True, decodes) for noised in ((1, 3), ()))
+    assert batch.clean == 8
+    assert batch.ids.shape[0] == 8 + 1 + 3  # a summary and a choice of three options once more
+    assert (batch.tokens, batch.padded) == (plain.tokens, plain.padded)  # what is reported is what was read of the data
+    found = {(segment.task, segment.noised is not None): segment for segment in batch.segments}
+    assert sorted(found) == [("c", False), ("c", True), ("s", False), ("s", True), ("t", False)]
+    copied = []
+    for segment in batch.segments:
+        if segment.noised is not None:
+            copies = segment.noised.rows
+            for rectangle in (batch.ids, batch.mask, batch.token_types, *([batch.outputs] if decodes else [])):
+                assert torch.equal(rectangle[copies], rectangle[segment.rows])
+            assert torch.equal(segment.noised.targets, segment.targets)
+            assert torch.equal(segment.noised.sizes, segment.sizes)
+            copied += copies.tolist()
+    assert sorted(copied) == [8, 9, 10, 11]
+    assert [one.source for one in found["c", True].examples] == [3]
+
+
+def test_noised_copies_count_in_the_budget():
+    drawn = list(drawn_with_outputs(noised=(0, 2, 4)))
+    for budget in (1, 80, 150, 400):
+        for batch in micro_batches(drawn, budget, PAD, token_types=False, decodes=True):
+            alone = sum(len(segment.examples) for segment in batch.segments) == 1
+            assert alone or batch.ids.numel() + batch.outputs.numel() <= budget

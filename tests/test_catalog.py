@@ -58,6 +58,29 @@ RIGHT_OPTION = {
     "mmlu/all": lambda row: row["choices"][row["answer"]],
     "quail/resplit": lambda row: row["answers"][row["correct_answer_id"]],
 }
+# What a row gives and what is to be written of it, by the row's own columns: the source must hold the former in this order and
+# nothing else but what stands between them.
+WRITTEN = {
+    "aeslc": lambda row: ([row["email_body"]], row["subject_line"]),
+    "bbc_news_summary": lambda row: ([row["document"]], row["summary"]),
+    "common_gen": lambda row: (row["concepts"], row["target"]),
+    "dart/resplit": lambda row: ([part for triple in row["tripleset"] for part in triple], row["annotations"]["text"][0]),
+    "dialogsum": lambda row: ([row["dialogue"]], row["summary"]),
+    "e2e_nlg/resplit": lambda row: ([row["meaning_representation"]], row["human_reference"]),
+    "e_care/explanation": lambda row: ([row["cause"], row["effect"]], row["conceptual_explanation"]),
+    "meqsum/resplit": lambda row: ([row["CHQ"]], row["Summary"]),
+    "mts_dialog": lambda row: ([row["dialogue"]], row["section_text"]),
+    "qmsum/specific_spans": lambda row: ([row["query"], row["document"]], row["summary"]),
+    "squad_qg/nqg-resplit": lambda row: ([row["source"]], row["target"]),
+    "web_nlg/webnlg_challenge_2017": lambda row: ([part for fact in row["input"] for part in fact.split(" | ")], row["target"]),
+    "xsum/resplit": lambda row: ([row["document"]], row["summary"]),
+}
+# All texts that a right answer may be, where a row has more than the one to write.
+REFERENCES = {
+    "dart/resplit": lambda row: row["annotations"]["text"],
+    "web_nlg/webnlg_challenge_2017": lambda row: row["references"],
+}
+BETWEEN = {" ", " | ", " && "}  # the parts of a source
 COUNTS = {  # the votes behind a label of hate_speech_offensive
     "hate speech": "hate_speech_count",
     "offensive language": "offensive_language_count",
@@ -127,14 +150,26 @@ def test_a_virtue_scenario_is_parted_from_its_trait():
     assert example.texts == (("Ann gave him half of it.", "generous"),)
 
 
+def test_facts_are_told_alike_in_both_of_their_forms():
+    three, joined = catalog()["dart/resplit"].family, catalog()["web_nlg/webnlg_challenge_2017"].family
+    triples = [["Mars_Hill", "LOCATION", "North Carolina"], ["Mars_Hill", "JOINED", "1973"]]
+    first = three.example({"tripleset": triples, "annotations": {"source": ["?", "?"], "text": ["It did.", "So it did."]}})
+    second = joined.example({"input": [" | ".join(triple) for triple in triples], "target": "It did.", "references": []})
+    assert first.texts == second.texts == (("Mars_Hill | LOCATION | North Carolina && Mars_Hill | JOINED | 1973", None),)
+    assert first.target == second.target == "It did."
+    assert (first.reference, second.reference) == (("It did.", "So it did."), ("It did.",)), "an empty list: the target"
+
+
 def test_a_question_stands_before_its_passage_where_a_cut_takes_the_end():
     for name in ("dream", "mctest/mc160", "quail/resplit", "cosmos_qa/resplit", "lsat-ar", "lsat-rc/resplit"):
         assert catalog()[name].family.text[0] == "question"
+    assert (catalog()["qmsum/specific_spans"].family.text, catalog()["qmsum/specific_spans"].family.pair) == ("query", "document")
 
 
 def test_suites_are_chosen_by_tag():
     assert {task.name for task in catalog().select("superglue")} == {"super_glue/multirc", "super_glue/wic", "super_glue/wsc"}
     assert all(task.name.startswith("tweet_eval/") for task in catalog().select("tweeteval"))
+    assert {task.family.kind for task in catalog().select("summarization", "headline", "data-to-text")} == {"generation"}
 
 
 # ---- with the data
@@ -158,8 +193,15 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
 
 @with_mirror
 def test_the_mirror_and_the_catalog_hold_the_same_tasks():
-    fitting = {slug for slug, entry in manifest().items() if entry["family"] != "summarization"} - LATER
-    assert {task.slug for task in catalog()} == fitting
+    assert {task.slug for task in catalog()} == manifest().keys() - LATER
+    assert manifest().keys() == {path.name for path in MIRROR.iterdir() if path.is_dir()}
+
+
+@with_mirror
+def test_what_the_manifest_calls_summarization_is_generated():
+    listed = {slug for slug, entry in manifest().items() if entry["family"] == "summarization"}
+    assert {task.slug for task in catalog().select("generation")} == listed
+    assert WRITTEN.keys() == {task.name for task in catalog().select("generation")}
 
 
 @with_mirror
@@ -218,9 +260,11 @@ def test_every_row_becomes_the_example_it_should_be(task: Task):
 def check(task: Task, row: Mapping[str, Any], example: Any, entry: Mapping[str, Any]) -> None:
     """The example against what the row, or the manifest, says in other words."""
     assert all(first.strip() and (second is None or second.strip()) for first, second in example.texts), "an empty text"
-    {"classification": check_class, "regression": check_number, "choice": check_option, "span": check_span}[task.family.kind](
-        task, row, example, entry
-    )
+    checks = {
+        "classification": check_class, "regression": check_number, "choice": check_option, "span": check_span,
+        "generation": check_text,
+    }  # fmt: skip
+    checks[task.family.kind](task, row, example, entry)
 
 
 def check_class(task: Task, row: Mapping[str, Any], example: Any, entry: Mapping[str, Any]) -> None:
@@ -250,3 +294,20 @@ def check_span(task: Task, row: Mapping[str, Any], example: Any, entry: Mapping[
     if answers:
         start, end = example.target
         assert context[start:end] == answers[0].strip(), f"the answer is {answers[0]!r}, not {context[start:end]!r}"
+
+
+def check_text(task: Task, row: Mapping[str, Any], example: Any, entry: Mapping[str, Any]) -> None:
+    parts, said = WRITTEN[task.name](row)
+    assert said.strip(), "there is nothing to write"
+    assert example.target == said, f"to be written is {said!r}, not {example.target!r}"
+    references = REFERENCES.get(task.name, lambda row: [])(row) or [said]
+    assert all(text.strip() for text in references), "an empty reference"
+    assert said in references
+    assert list(example.reference) == references, f"references are {references!r}, not {example.reference!r}"
+    [(first, second)] = example.texts
+    left = f" {first}" if second is None else f" {first} {second}"
+    for part in parts:
+        between, found, left = left.partition(part)
+        assert found, f"{part[:80]!r} is missing in the source, or not in its place"
+        assert between in BETWEEN, f"the source also holds {between[:80]!r}"
+    assert not left, f"the source also holds {left[:80]!r}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefinetune.cli import app, main
+from prefinetune.cli import app, find_suite, main
 from prefinetune.config import Config, make_config, setting_names
 from prefinetune.errors import InputError
 from prefinetune.results import RunFolder
@@ -56,6 +56,14 @@ def test_the_catalogue_is_listed_as_a_table_and_as_json(command):
     assert command("tasks", "list", "nlii")[0] == 2
 
 
+def test_names_and_tags_may_be_followed_by_what_is_left_out_again():
+    chosen = {task.name for task in find_suite("commonsense,snli,-generation,-e_care")}
+    assert {"snli", "piqa/resplit"} <= chosen
+    assert not chosen & {"e_care", "e_care/explanation", "common_gen"}
+    with pytest.raises(InputError, match="no task, family or tag 'generations'"):
+        find_suite("commonsense,-generations")
+
+
 def test_one_record_is_shown_as_yaml_and_as_json(command):
     _, text, _ = command("tasks", "show", "glue/cola")
     code, out, _ = command("tasks", "show", "glue/cola", "--json")
@@ -92,6 +100,7 @@ VERBS = {
     "train": ["--model", "--out", "--data-root", "--cache", "--seed", "--resume", "--json"],
     "finetune": ["--from", "--out", "--labels", "--new-head", "--data-root", "--cache", "--seed", "--resume", "--json"],
     "settings": ["--json"],
+    "recipes": ["--json"],
     "tasks list": ["--json"],
     "tasks show": ["--json"],
     "tasks preview": ["--rows", "--model", "--data-root", "--json"],
@@ -126,7 +135,7 @@ def test_a_run_and_a_fine_tuning_on_a_table_leave_what_they_should(command, suit
 
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "suite.yaml", "environment.json", "run.json", "metrics.jsonl", "results.jsonl", "checkpoints", "model",
-        "heads",
+        "heads", "predictions",
     }  # fmt: skip
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["mixture"]["sub_batches"] == 2  # of the suite

@@ -4,6 +4,8 @@ Letters: e examples of a segment, n labels, r rows, l tokens of the longest row,
 """
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -193,6 +195,17 @@ def test_regression_scores_are_correlations_and_the_error_in_the_datas_units():
 
 def test_denoising_accuracy_counts_tokens_not_examples():
     assert DENOISING.score([(1, 1), (0, 3)], gold(0, 0)) == {"accuracy": 0.25}
+
+
+def test_a_function_as_a_field_is_named_the_same_in_every_process_and_otherwise_when_it_does_something_else():
+    function = "lambda row: ' '.join(x.{0}() for x in row if x in {{'a', 'b'}})"
+    source = f"from prefinetune.families.base import plain\nprint(plain({function}))"
+
+    def name(method):
+        command = [sys.executable, "-c", source.format(method)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert name("upper") == name("upper") != name("lower")
 
 
 def test_span_scores_follow_squads_definition():

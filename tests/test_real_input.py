@@ -30,8 +30,42 @@ def all_trainable() -> Suite:
     return Suite("all", tuple(task for task in catalog() if not task.evaluation_only))
 
 
+def for_encoders() -> Suite:
+    return all_trainable().without("generation")
+
+
+@pytest.fixture(scope="module")
+def tiny_bart(shared_data, tmp_path_factory) -> str:
+    """A BART of 2 + 2 layers x 32 with random weights, and byte pairs learned from texts of the mirror."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import BartConfig, BartForConditionalGeneration, BartTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bart")
+    texts = [
+        part
+        for name in ("dialogsum", "xsum/resplit", "e2e_nlg/resplit", "snli", "squad/resplit")
+        for row in open_task(catalog()[name], shared_data, max_rows=60).split("train").rows
+        for part in row.values()
+        if isinstance(part, str)
+    ]
+    learner = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    learner.train_from_iterator(texts, vocab_size=1000, special_tokens=special, show_progress=False)
+    learner.save_model(str(folder))
+    BartTokenizerFast.from_pretrained(folder, model_max_length=128).save_pretrained(folder)
+    config = BartConfig(
+        vocab_size=learner.get_vocab_size(), max_position_embeddings=128, d_model=32, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
+        bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BartForConditionalGeneration(config).save_pretrained(folder)
+    return str(folder)
+
+
 def test_every_dataset_of_the_mirror_is_learned_from_in_one_run_of_real_weights(shared_data, minilm, tmp_path):
-    suite = all_trainable()
+    suite = for_encoders()
     assert len(suite) > 100
     config = {
         "data": {"max_rows": 8, "max_length": 64},
@@ -48,17 +82,38 @@ def test_every_dataset_of_the_mirror_is_learned_from_in_one_run_of_real_weights(
     assert {path.name for path in (run.folder / "heads").iterdir()} >= {"choice", "span", "classification-glue-cola"}
 
 
+def test_an_encoder_decoder_learns_from_every_dataset_of_the_mirror_in_one_run(shared_data, tiny_bart, tmp_path):
+    suite = all_trainable()
+    config = {
+        "data": {"max_rows": 2, "max_length": 64, "max_target_length": 12},
+        "mixture": {"sub_batches": len(suite), "sub_batch_size": 1, "sampling": "uniform"},
+        "train": {"updates": 2, "evaluation_rows": 1, "checkpoint_every": None, "log_every": 1},  # one epoch
+    }
+    run = train(suite, tiny_bart, tmp_path / "run", config=config, data_root=shared_data, cache=tmp_path / "cache")
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    names = {task.name for task in suite}
+    assert set().union(*(line["loss_by_task"] for line in lines)) == names == set(run.scores)
+    assert all(np.isfinite(list(line["loss_by_task"].values())).all() and line["skipped"] == 0 for line in lines)
+    results = [json.loads(line) for line in (run.folder / "results.jsonl").read_text().splitlines()]
+    assert {result["task"] for result in results if result["rows"] == 1} == names
+    for task in suite:
+        [line] = (run.folder / "predictions" / f"{task.slug}.jsonl").read_text().splitlines()
+        assert {"prediction", "reference"} <= json.loads(line).keys()
+    assert all({"rougeL", "length_ratio"} <= run.scores[task.name].keys() for task in suite.select("generation"))
+    assert {path.name for path in (run.folder / "heads").iterdir()} >= {"choice", "span", "language", "classification-glue-cola"}
+
+
 def test_padding_is_under_a_tenth_and_bookkeeping_under_three_hundredths_of_a_step_on_the_shared_mix(
     shared_data, minilm, tmp_path
 ):
     """In natural proportion at the default settings, 128 tokens; processor time, so that a busy machine does not matter."""
     tokenizer = load_tokenizer(minilm, 128, read_config(minilm))
     tasks = []
-    for task in all_trainable():
+    for task in for_encoders():
         opened = open_task(task, shared_data, max_rows=300)
         store = build_store(opened, "train", tokenizer, tmp_path / "cache")
         tasks.append(TaskData(task.name, opened.family, store))
-    sizes = [len(open_task(task, shared_data).split("train")) for task in all_trainable()]  # natural shares, few rows
+    sizes = [len(open_task(task, shared_data).split("train")) for task in for_encoders()]  # natural shares, few rows
     settings = {"mixture": {"sampling": "natural"}, "model": {"attention_dropout": 0.0}}
     config = make_config(settings)
     mixture = make_mixture(sizes, config)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from prefinetune.errors import InputError
-from prefinetune.families import Choice, Classification, Denoising, Regression, Span
+from prefinetune.families import Choice, Classification, Denoising, Generation, Regression, Span
 from prefinetune.sources import Rows, open_task
 from prefinetune.store import CHUNK, Store, build_store, encode_split
 from prefinetune.task import Task
-from prefinetune.tokenizer import Tokenizer, load_tokenizer
+from prefinetune.tokenizer import Decoder, Tokenizer, load_tokenizer
 
 LENGTH = 24
 WORDS = [f"w{index}" for index in range(50)]
@@ -116,9 +116,50 @@ def test_a_store_equals_tokenizing_row_by_row(family, tokenizer, rows, tmp_path)
         assert example.first == [first for _, first, _ in sequences]
         assert example.target.tolist() == target
         assert example.source == number
+        assert example.output is None
     assert store.lengths().tolist() == [sum(len(ids) for ids, _, _ in sequences) for _, sequences, _ in expected]
     assert store.manifest["tokens"] == store.lengths().sum()
     assert store.manifest["truncated"] == sum(any(cut for _, _, cut in sequences) for _, sequences, _ in expected)
+
+
+@pytest.fixture
+def writing_tokenizer() -> Tokenizer:
+    """Targets have at most 12 tokens."""
+    return Tokenizer(transformers_tokenizer(False), LENGTH, decoder=Decoder(12, 64, start=0, writes_sentinels=False))
+
+
+def test_what_a_decoder_is_to_write_is_stored_beside_what_the_encoder_reads(writing_tokenizer, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("prefinetune.store.CHUNK", 40)  # so that it is appended to several times
+    opened_rows = opened(Generation("text", target="question"), rows)
+    for _ in ("built", "opened again"):
+        store = build_store(opened_rows, "train", writing_tokenizer, tmp_path)
+        assert len(store) == len(rows)
+        whole = [writing_tokenizer.tokenizer(row["question"])["input_ids"] for row in rows]
+        for index, (row, ids) in enumerate(zip(rows, whole, strict=True)):
+            assert store[index].output.tolist() == (ids if len(ids) <= 12 else [*ids[:11], 3])  # [SEP] stands at the end
+            assert store[index].sequences[0].tolist() == plain(writing_tokenizer, row["text"])[0]
+            assert (store[index].target.size, store[index].source) == (0, index)
+        assert store.summary["outputs_cut"] == sum(len(ids) > 12 for ids in whole) > 50
+        assert store.summary["tokens"] == store.lengths().sum() + sum(min(len(ids), 12) for ids in whole)
+
+
+@pytest.mark.parametrize("name", ["outputs.bin", "output_ends.bin"])
+def test_a_store_whose_outputs_are_damaged_is_built_again(name, writing_tokenizer, rows, tmp_path):
+    family = Generation("text", target="question")
+    path = build_store(opened(family, rows), "train", writing_tokenizer, tmp_path).folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[:40] + bytes([content[40] ^ 64]) + content[41:])
+    build_store(opened(family, rows), "train", writing_tokenizer, tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_another_length_of_targets_is_another_store(writing_tokenizer, rows, tmp_path):
+    longer = Tokenizer(transformers_tokenizer(False), LENGTH, decoder=Decoder(13, 64, start=0, writes_sentinels=False))
+    stores = [
+        build_store(opened(Generation("text", "pair"), rows), "train", one, tmp_path) for one in (writing_tokenizer, longer)
+    ]
+    assert stores[0].folder != stores[1].folder
+    assert len(stores[0].outputs) < len(stores[1].outputs)
 
 
 def test_a_span_store_keeps_the_window_in_which_the_answer_is_most_central(tokenizer, rows, tmp_path):

@@ -61,6 +61,7 @@ class DecoderHead(Head):
     def generate(self, states: States, rows: torch.Tensor, config: transformers.GenerationConfig) -> torch.Tensor:
         assert states.encoded is not None
         with self._whole() as model:
+            model.generation_config = config  # or `generate` fills what this leaves open from the checkpoint's own
             return model.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states.encoded[rows]),
                 attention_mask=states.mask[rows],

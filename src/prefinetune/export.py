@@ -32,6 +32,8 @@ def assemble(model: MultiTask, task: str, tokenizer: Tokenizer | None = None) ->
     )  # some of T5's classes hold the trunk's parts themselves
     wanted = whole.state_dict()  # some classes build their trunk without the pooler that AutoModel gives it
     trunk = {f"{prefix}{name}": t for name, t in model.backbone.trunk.state_dict().items() if f"{prefix}{name}" in wanted}
+    if (output := whole.get_output_embeddings()) is not None and not head.is_tied(model.backbone.trunk):
+        output.weight = torch.nn.Parameter(output.weight.clone())  # as the checkpoint's is, whatever its configuration says
     missing, unexpected = whole.load_state_dict({**trunk, **head.plain_state()}, strict=False)
     assert not missing, missing
     assert not unexpected, unexpected
@@ -76,7 +78,11 @@ def load_head(model: MultiTask, task: str, run: Path) -> bool:
     about = json.loads((place / "head.json").read_text())
     if any(about.get(name) != value for name, value in identity(model, task).items()):
         return False
-    model.head(task).load_plain_state(load_file(place / "head.safetensors"))
+    head, state = model.head(task), load_file(place / "head.safetensors")
+    embeddings = model.backbone.trunk.get_input_embeddings().weight
+    if any(tensor is embeddings and name in state for name, tensor in head.plain_state().items()):
+        head.untie()  # a trunk's folder has no output layer, so that the head was given the embeddings
+    head.load_plain_state(state)
     return True
 
 

@@ -82,6 +82,7 @@ class Head(nn.Module):
         super().__init__()
         self.auto_model = auto_model  # the class that loads it with a trunk
         self.given = Given()
+        self._output = (model.get_output_embeddings(),)  # in a tuple, so that it does not become a part of this module twice
         self.parts = trunk_parts(model)
         for name in self.parts:
             setattr(model, name, self.given)
@@ -128,6 +129,16 @@ class Head(nn.Module):
         """Keep the output layer's spectral norm at 1 (R4F)."""
         output = [module for module in self.model.modules() if isinstance(module, nn.Linear)][-1]
         parametrize.register_parametrization(output, "weight", SpectralNorm())
+
+    def is_tied(self, trunk: transformers.PreTrainedModel) -> bool:
+        """Whether the output layer is a trunk's embeddings."""
+        (output,) = self._output
+        return output is not None and output.weight is trunk.get_input_embeddings().weight
+
+    def untie(self) -> None:
+        """Give the output layer weights of its own."""
+        (output,) = self._output
+        output.weight = nn.Parameter(output.weight.detach().clone())
 
     def plain_state(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers under the names that Transformers' class gives them; of a parametrized one, what it comes to."""
@@ -209,7 +220,8 @@ class Backbone(nn.Module):
         return head
 
     def language_head(self) -> Head:
-        """The language-model head, with the checkpoint's weights where it has them, tied to this trunk's embeddings.
+        """The language-model head, with the checkpoint's weights where it has them, tied to this trunk's embeddings where the
+        checkpoint's is tied.
 
         Raises:
             InputError: Transformers has no such class for this architecture.
@@ -219,7 +231,8 @@ class Backbone(nn.Module):
         if self.name:
             with quiet():
                 model = type(model).from_pretrained(self.name, dtype=torch.float32, use_safetensors=True)
-        if getattr(self.config, "tie_word_embeddings", True):
+        # Not as the configuration has it: T5 1.1's says tied, and its checkpoints have an output layer of their own.
+        if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
             model.get_output_embeddings().weight = self.trunk.get_input_embeddings().weight
         return self._head(model, "language")
 

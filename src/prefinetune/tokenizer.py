@@ -17,7 +17,8 @@ from prefinetune.errors import InputError
 LONGEST = 512  # tokens, where a model states no limit of its own or a larger one; a setting overrides it
 LONGEST_TARGET = 256  # the same for what a decoder writes
 
-SENTINEL_MODELS = ("t5", "mt5")
+SENTINEL_MODELS = ("t5", "mt5")  # denoising asks for sentinels
+LANGUAGE_CODE_MODELS = ("mbart",)  # a target ends with the code of its language, which the decoder reads first
 
 
 @dataclass(slots=True)
@@ -119,10 +120,16 @@ class Tokenizer:
         """Whether every encoded text holds an end-of-sequence token."""
         return self.tokenizer.eos_token_id is not None and self.tokenizer.eos_token_id in self.pairs([("a", None)])[0][0]
 
-    @cached_property
-    def ends_targets(self) -> bool:
-        """Whether every target holds one: without it, a decoder is never told to stop."""
-        return self.tokenizer.eos_token_id is not None and self.tokenizer.eos_token_id in self.targets(["a"])[0][0]
+    def check_targets(self) -> None:
+        """Whether targets end.
+
+        Raises:
+            InputError: they do not, so that a decoder would never learn to stop.
+        """
+        if self.tokenizer.eos_token_id is None or self.tokenizer.eos_token_id not in self.targets(["a"])[0][0]:
+            raise InputError(
+                "a decoder's targets must end, and this tokenizer adds no end-of-sequence token (eos_token) to a text"
+            )
 
     @cached_property
     def sentinels(self) -> list[int]:
@@ -202,24 +209,31 @@ def load_tokenizer(
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Transformers makes up where the files are missing
         raise InputError(f"model {name_or_folder!r}: its tokenizer is empty; expected tokenizer.json beside the model")
-    decoder = make_decoder(config, max_target_length) if getattr(config, "is_encoder_decoder", False) else None
+    decoder = make_decoder(config, tokenizer, max_target_length) if getattr(config, "is_encoder_decoder", False) else None
     token_types = getattr(config, "type_vocab_size", 2) > 1
     return Tokenizer(tokenizer, usable_length(tokenizer, config, max_length), token_types, decoder)
 
 
-def make_decoder(config: Any, max_length: int | None) -> Decoder:
+def make_decoder(config: Any, tokenizer: Any, max_length: int | None) -> Decoder:
     """What targets of a model look like; `max_length` replaces LONGEST_TARGET.
 
     Raises:
-        InputError: it is more than the decoder takes.
+        InputError: it is more than the decoder takes, or configuration and tokenizer do not say how a target begins and ends.
     """
+    if config.eos_token_id != tokenizer.eos_token_id:
+        raise InputError(
+            f"the model's configuration has eos_token_id {config.eos_token_id}, and its tokenizer {tokenizer.eos_token_id}: one "
+            "of them is not this model's"
+        )
+    if config.decoder_start_token_id is None and config.model_type not in LANGUAGE_CODE_MODELS:
+        raise InputError(f"the configuration of this {config.model_type} model has no decoder_start_token_id")
     most = getattr(config, "max_position_embeddings", None) or 10**9
     if max_length is not None and not 4 <= max_length <= most:
         raise InputError(f"data.max_target_length: {max_length} is not what the decoder takes; expected 4 to {most}")
     return Decoder(
         max_length=max_length or min(most, LONGEST_TARGET),
         most=most,
-        start=getattr(config, "decoder_start_token_id", None),
+        start=config.decoder_start_token_id,
         writes_sentinels=config.model_type in SENTINEL_MODELS,
     )
 

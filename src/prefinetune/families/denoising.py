@@ -53,6 +53,8 @@ class Denoising(Language):
                 raise InputError("denoising on this model needs sentinel tokens (<extra_id_0>, ...), and this tokenizer has none")
         elif tokenizer.mask_id is None:
             raise InputError("denoising needs a mask token, and this tokenizer has none")
+        if tokenizer.decoder:
+            tokenizer.check_targets()
         if self.permute_sentences and not (tokenizer.decoder and not tokenizer.decoder.writes_sentinels):
             raise InputError("permute_sentences is for models whose decoder writes the whole text (BART, mBART)")
 

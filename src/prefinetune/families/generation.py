@@ -60,6 +60,7 @@ class Generation(Language):
                 "generation needs a decoder, and this model is an encoder; expected a model such as BART or T5, or tasks of "
                 "other families (names and tags may be followed by ',-generation')"
             )
+        tokenizer.check_targets()
         self.generation_config(tokenizer)
 
     def fields(self) -> tuple[Field, ...]:
