@@ -21,7 +21,9 @@ from typing import Any
 
 from prefinetune import Denoising, Files, Generation, Rows, Suite, Task, catalog, compare, train
 from prefinetune.display import Display
+from prefinetune.evidence import best_rates, read_plan
 from prefinetune.families.base import read_text
+from prefinetune.results import read_records
 from prefinetune.sources import open_task
 
 VOCABULARY, LAYERS, WIDTH, HEADS = 8000, 4, 256, 4
@@ -52,7 +54,7 @@ PREFINETUNING: Mapping[str, Any] = {
     "train": {"token_budget": 8192, "evaluation_rows": 40, "checkpoint_every": 100},
 }
 FINETUNING: Mapping[str, Any] = {
-    "data": {"max_length": 256, "max_target_length": 64},
+    "data": {"max_length": 160, "max_target_length": 64},
     "mixture": {"sub_batches": 16, "sub_batch_size": 1},
     "train": {"token_budget": 8192, "evaluation_rows": 100},
 }
@@ -65,8 +67,8 @@ def main() -> None:
     parser.add_argument("--permuted-updates", type=int, default=450)
     parser.add_argument("--pretraining-updates", type=int, default=600)
     parser.add_argument("--prefinetuning-updates", type=int, default=400)
-    parser.add_argument("--finetuning-updates", type=int, default=120)
-    parser.add_argument("--labels", type=int, default=512)
+    parser.add_argument("--finetuning-updates", type=int, default=60)
+    parser.add_argument("--labels", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
@@ -101,15 +103,21 @@ def main() -> None:
             resume=True, display=display,
         )  # fmt: skip
     targets = [target(name, arguments.data_root, out) for name in TARGETS]
-    for name, objective in (("plain", {}), ("r3f", {"r3f": 1.0})):
-        comparison = compare(
-            targets, out / "pre-finetuned", out / f"comparison-{name}", base=out / "pretrained", labels=[arguments.labels],
-            seeds=arguments.seeds, grid=(3e-4, 1e-3), tuning_seeds=1,
-            config={**length(FINETUNING, arguments.finetuning_updates), "objective": objective},
-            cache=out / "cache", processes=arguments.processes, display=display,
-        )  # fmt: skip
-        display.say(f"fine-tuned {'with R3F' if objective else 'without R3F'}")
-        display.comparison(comparison)
+    finetuning = length(FINETUNING, arguments.finetuning_updates)
+    same: dict[str, Any] = {
+        "base": out / "pretrained", "labels": [arguments.labels], "seeds": arguments.seeds, "tuning_seeds": 1,
+        "cache": out / "cache", "processes": arguments.processes, "display": display,
+    }  # fmt: skip
+    plain = out / "comparison-plain"
+    display.comparison(compare(targets, out / "pre-finetuned", plain, grid=(3e-4, 1e-3), config=finetuning, **same))
+    rates = best_rates(read_plan(plain), read_records(plain / "results.jsonl"))
+    for task in targets:  # at the rate that was chosen without R3F
+        with_r3f = {**finetuning, "objective": {"r3f": 1.0}}
+        grid = (rates[task.name, arguments.labels],)
+        display.say(f"{task.name} with R3F in fine-tuning")
+        display.comparison(
+            compare([task], out / "pre-finetuned", out / f"comparison-r3f-{task.slug}", grid=grid, config=with_r3f, **same)
+        )
 
 
 def brief(task: Task) -> Task:

@@ -29,9 +29,11 @@ def weighted_sum(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 # ---- R3F (Aghajanyan et al. 2020, arXiv 2008.03156): loss + r3f x symmetric KL between a clean and a noised pass
 
 
-def regularized(losses: torch.Tensor, divergences: torch.Tensor, settings: ObjectiveSettings) -> torch.Tensor:
-    """Loss + r3f x divergence, per example [e]. Where only a share of the examples has a divergence, each stands for
-    1 / share of them, so that the expected gradient is the same."""
+def regularized(losses: torch.Tensor, divergences: torch.Tensor | None, settings: ObjectiveSettings) -> torch.Tensor:
+    """Loss + r3f x divergence, per example [e], or the loss where there is none. Where only a share of the examples has a
+    divergence, each stands for 1 / share of them, so that the expected gradient is the same."""
+    if divergences is None:
+        return losses
     return losses + settings.r3f / settings.r3f_share * divergences
 
 

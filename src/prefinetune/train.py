@@ -113,13 +113,11 @@ def update(
         total = torch.zeros((), device=accelerator.device)
         with accelerator.autocast():
             for segment, output, noised in model(batch, noise):
-                family, divergences = segment.family, None
+                family = segment.family
                 outcomes = family.outcomes(output, segment)
-                losses = objective_of = scaled(family.loss(output, segment), outcomes)  # [e]
-                if noised is not None:
-                    divergences = scaled(family.divergence(output, noised, segment), outcomes)
-                    objective_of = regularized(losses, divergences, objective)
-                total = total + weighted_sum(objective_of, segment.weights)
+                losses = scaled(family.loss(output, segment), outcomes)  # [e]
+                divergences = None if noised is None else scaled(family.divergence(output, noised, segment), outcomes)
+                total = total + weighted_sum(regularized(losses, divergences, objective), segment.weights)
                 parts.append(Part(segment, losses.detach(), None if divergences is None else divergences.detach()))
         accelerator.backward(total)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
