@@ -304,6 +304,20 @@ def test_decoding_that_transformers_does_not_know_or_refuses_is_refused(decoding
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eos_token_id": 4}, "configuration has eos_token_id 4, and its tokenizer 2"),
+        ({"decoder_start_token_id": None}, "this bart model has no decoder_start_token_id"),
+    ],
+)
+def test_a_configuration_that_does_not_say_how_a_target_begins_and_ends_is_refused(change, message, tiny_bart):
+    config = transformers.AutoConfig.from_pretrained(tiny_bart)
+    config.update(change)
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(str(tiny_bart), None, config)
+
+
+@pytest.mark.parametrize(
     "decoding",
     [
         {"max_length": 5},

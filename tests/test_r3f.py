@@ -393,13 +393,14 @@ def what_enters(norm, model, batch, noise):
 
 
 @pytest.mark.parametrize(("name", "scale_embedding", "factor"), [("roberta", False, 1), ("bart", False, 1), ("bart", True, 4)])
-def test_noise_is_added_to_what_is_looked_up_for_copies(name, scale_embedding, factor):
+def test_noise_is_added_to_what_is_looked_up_for_the_real_tokens_of_copies(name, scale_embedding, factor):
     """Where embeddings are multiplied by the root of their size, 4, so is their noise."""
     model, noise = make_model(name, scale_embedding), partial(steady_noise, settings=None)
     batch, trunk = batch_of(make_drawn(name), name), model.backbone.trunk
     norm = trunk.embeddings.LayerNorm if name == "roberta" else trunk.get_encoder().layernorm_embedding
     entered, (rows, copies) = what_enters(norm, model, batch, noise), copies_of(batch)
-    torch.testing.assert_close(entered[copies] - entered[rows], factor * noise(entered[rows]), rtol=1e-4, atol=1e-5)
+    added = factor * noise(entered[rows]) * batch.mask[rows][:, :, None]
+    torch.testing.assert_close(entered[copies] - entered[rows], added, rtol=1e-4, atol=1e-5)
 
 
 def test_what_the_decoder_reads_is_not_noised():

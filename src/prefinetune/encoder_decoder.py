@@ -94,7 +94,7 @@ class EncoderDecoder(Backbone):
     def forward(self, batch: Batch, noise: Noise | None = None) -> States:
         """As in `Backbone`; noise goes on what the encoder reads (as in fairseq's R3F)."""
         encoder = self.trunk.get_encoder()
-        with noised(encoder.get_input_embeddings(), batch.clean, noise):
+        with noised(encoder.get_input_embeddings(), batch, noise):
             encoded = encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
         hidden = encoded
         if batch.outputs is not None:  # padding stands behind, where a causal decoder does not see it

@@ -192,7 +192,7 @@ class Backbone(nn.Module):
     def forward(self, batch: Batch, noise: Noise | None = None) -> States:
         """The states of all rows; `noise` goes on the token embeddings of the rows that are copies."""
         types = {} if batch.token_types is None else {"token_type_ids": batch.token_types}
-        with noised(self.trunk.get_input_embeddings(), batch.clean, noise):
+        with noised(self.trunk.get_input_embeddings(), batch, noise):
             output = self.trunk(input_ids=batch.ids, attention_mask=batch.mask, **types)
         return States(output.last_hidden_state, getattr(output, "pooler_output", None), batch.mask)
 
@@ -262,14 +262,14 @@ def head_class(config: Any, auto_model: str) -> Any:
 
 
 @contextmanager
-def noised(embedding: nn.Module, clean: int, noise: Noise | None) -> Iterator[None]:
-    """Within, an embedding layer adds noise to its output for rows from `clean` on. Gradients flow through both kinds of rows."""
+def noised(embedding: nn.Module, batch: Batch, noise: Noise | None) -> Iterator[None]:
+    """Within, an embedding layer adds noise to real tokens of a batch's copies. Gradients flow through both kinds of rows."""
 
     def add(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
         assert noise is not None
-        copies = output[clean:]
+        copies, real = output[batch.clean :], batch.mask[batch.clean :, :, None]
         # Some scale what they look up; the noise is on what is looked up.
-        return torch.cat([output[:clean], copies + noise(copies) * getattr(module, "embed_scale", 1.0)])
+        return torch.cat([output[: batch.clean], copies + real * noise(copies) * getattr(module, "embed_scale", 1.0)])
 
     if noise is None:
         yield

@@ -7,6 +7,7 @@ Only encoder-decoders can. Predictions come from Transformers' `generate`, score
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,7 +62,11 @@ class Generation(Language):
                 "other families (names and tags may be followed by ',-generation')"
             )
         tokenizer.check_targets()
-        self.generation_config(tokenizer)
+        config = self.generation_config(tokenizer)
+        try:
+            rehearse(config, tokenizer.vocab_size)
+        except Exception as error:  # whatever `generate` raises about a setting, at its first step
+            raise refused(self.decoding, error) from None
 
     def fields(self) -> tuple[Field, ...]:
         return tuple(part for part in (self.text, self.pair, self.target, self.references) if part is not None)
@@ -102,6 +107,8 @@ class Generation(Language):
         for name in decoding:
             if name not in known:
                 raise InputError(f"decoding: Transformers' generate has no setting {name!r}{nearest(name, known)}")
+        if "max_length" in decoding:
+            raise InputError("decoding: max_length is not accepted; expected max_new_tokens")
         for name, accepted in (("num_beams", "a whole number from 1"), ("num_return_sequences", "1")):
             value = decoding.get(name, 1)
             if type(value) is not int or value < 1 or (accepted == "1" and value != 1):
@@ -115,7 +122,7 @@ class Generation(Language):
             config = GenerationConfig(**settings)
             config.validate(strict=True)
         except (ValueError, TypeError) as error:
-            raise InputError(f"decoding: {decoding} is refused by Transformers' generate: {error}") from None
+            raise refused(decoding, error) from None
         return config
 
     def respond(self, head: Head, states: States, segment: Segment, tokenizer: Tokenizer) -> list[str]:
@@ -154,3 +161,32 @@ class Generation(Language):
         """The saved model generates as this record does."""
         if tokenizer is not None:
             model.generation_config = self.generation_config(tokenizer)
+
+
+def refused(decoding: Mapping[str, Any] | None, error: Exception) -> InputError:
+    return InputError(f"decoding: {dict(decoding or {})} is refused by Transformers' generate: {error}")
+
+
+def rehearse(config: GenerationConfig, vocabulary: int) -> None:
+    """Generate one token with a model of next to no size, so that settings which `validate` lets pass fail now, and not at the
+    first evaluation.
+
+    Raises:
+        Exception: what `generate` raises.
+        ValueError: it does not return one text.
+    """
+    import torch
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    shape = BartConfig(
+        vocab_size=vocabulary, d_model=2, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=2, decoder_ffn_dim=2,
+        encoder_attention_heads=1, decoder_attention_heads=1, max_position_embeddings=8,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        model = BartForConditionalGeneration(shape).eval()
+    short = deepcopy(config)
+    short.max_new_tokens = 1
+    model.generation_config = short
+    written = model.generate(torch.zeros((1, 1), dtype=torch.long), generation_config=short)
+    if not isinstance(written, torch.Tensor) or len(written) != 1:
+        raise ValueError(f"it gives {type(written).__name__}, not the ids of one text")
