@@ -428,18 +428,6 @@ def outputs_of(model, name, flags):
             yield segment, output[mine][output[mine].isfinite()], example
 
 
-@pytest.mark.parametrize("name", ["roberta", "bart"])
-@torch.no_grad()
-def test_noise_on_padding_reaches_no_token(name):
-    model, batch = make_model(name), batch_of(make_drawn(name), name)
-    rows, copies = copies_of(batch)
-    padding = (batch.mask[batch.clean :] == 0)[..., None]  # [r, l, 1]
-    states = model.backbone(batch, lambda embeddings: 9.0 * padding.expand(embeddings.shape))
-    real = batch.mask if name == "roberta" else (batch.outputs != PAD)
-    assert padding.any()
-    torch.testing.assert_close(states.hidden[copies][real[rows] == 1], states.hidden[rows][real[rows] == 1], rtol=1e-4, atol=1e-5)
-
-
 # ---- a noised pass for a share of the examples
 
 
