@@ -369,7 +369,7 @@ REFUSED = [  # architecture, what is wrong with its tokenizer, task, message
     ("roberta", UNMASKED, "raw", "denoising needs a mask token, and this tokenizer has none"),
     ("bart", UNMASKED, "raw", "denoising needs a mask token, and this tokenizer has none"),
     ("t5", {"specials": "<pad> </s> <unk>"}, "raw", "needs sentinel tokens (<extra_id_0>, ...), and this tokenizer has none"),
-    *(("bart", UNENDED, name, "this tokenizer does not end a text with one") for name in ("label", "number", "choice", "span")),
+    *(("bart", UNENDED, name, "this tokenizer does not end a text with one") for name in ("label", "number", "choice")),
     *(("bart", UNENDED, name, "a decoder's targets must end, and this tokenizer adds no") for name in ("retelling", "raw")),
     ("t5", UNENDED, "label", "classification on an encoder-decoder is read off the end-of-sequence token"),
 ]

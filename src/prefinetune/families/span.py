@@ -57,6 +57,9 @@ class Span(Family):
         if self.answers is None and self.answer is None:
             object.__setattr__(self, "answers", "answers")
 
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Any tokenizer will do: a span is read off all states, also of a decoder."""
+
     def fields(self) -> tuple[Field, ...]:
         parts = (self.question, self.context, self.answers, self.answer, self.answer_start)
         return tuple(part for part in parts if part is not None)
