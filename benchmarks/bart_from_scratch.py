@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--prefinetuning-updates", type=int, default=400)
     parser.add_argument("--finetuning-updates", type=int, default=60)
     parser.add_argument("--labels", type=int, default=256)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     out, display = arguments.out, Display()
