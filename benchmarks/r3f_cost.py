@@ -25,7 +25,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from prefinetune.batch import Batch, Drawn, lay_out, make_batch
+from prefinetune.batch import Batch, Drawn, decoded_length, lay_out, make_batch
 from prefinetune.config import ObjectiveSettings, OptimizerSettings
 from prefinetune.encoder_decoder import EncoderDecoder
 from prefinetune.families import Classification, Encoded, Generation, Span
@@ -82,7 +82,7 @@ def draw_examples(families: dict[str, Any], seed: int) -> list[Drawn]:
 def batches_of(drawn: list[Drawn], objective: ObjectiveSettings, decodes: bool, seed: int) -> list[Batch]:
     """Micro-batches cut as they are without R3F."""
     examples = [one.example for one in drawn]
-    decoded = [len(e.sequences[0] if e.output is None else e.output) for e in examples] if decodes else None
+    decoded = [decoded_length(example) for example in examples] if decodes else None
     cuts = lay_out([e.length for e in examples], [1] * len(examples), BUDGET, decoded)
     noised = draw_noised(len(drawn), objective, np.random.default_rng(seed))
     marked = [one._replace(noised=bool(flag)) for one, flag in zip(drawn, noised, strict=True)]

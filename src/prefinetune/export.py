@@ -27,11 +27,11 @@ def assemble(model: MultiTask, task: str, tokenizer: Tokenizer | None = None) ->
     head = model.head(task)
     config = model.backbone.own_config(head.model.config)
     whole = getattr(transformers, head.auto_model).from_config(config, dtype=torch.float32)
-    prefix = (
-        f"{whole.base_model_prefix}." if len(head.parts) == 1 else ""
-    )  # some of T5's classes hold the trunk's parts themselves
-    wanted = whole.state_dict()  # some classes build their trunk without the pooler that AutoModel gives it
-    trunk = {f"{prefix}{name}": t for name, t in model.backbone.trunk.state_dict().items() if f"{prefix}{name}" in wanted}
+    # Some of T5's classes hold the trunk's parts themselves.
+    prefix = f"{whole.base_model_prefix}." if len(head.parts) == 1 else ""
+    trunk = {f"{prefix}{name}": tensor for name, tensor in model.backbone.trunk.state_dict().items()}
+    # Some classes build their trunk without the pooler that AutoModel gives it.
+    trunk = {name: trunk[name] for name in trunk.keys() & whole.state_dict().keys()}
     if (output := whole.get_output_embeddings()) is not None and not head.is_tied(model.backbone.trunk):
         output.weight = torch.nn.Parameter(output.weight.clone())  # as the checkpoint's is, whatever its configuration says
     missing, unexpected = whole.load_state_dict({**trunk, **head.plain_state()}, strict=False)
