@@ -128,8 +128,9 @@ class Display:
             return ""
         loss = "-" if r["loss"] is None else f"{r['loss']:.4f}"
         skipped = f"  {r['skipped']} skipped" if r["skipped"] else ""
+        divergence = f"divergence {r['divergence']:.4f}  " if "divergence" in r else ""  # with R3F
         return (
-            f"loss {loss}  {r['examples_per_second']:.0f} examples/s  {r['tokens_per_second']:,.0f} tokens/s  "
+            f"loss {loss}  {divergence}{r['examples_per_second']:.0f} examples/s  {r['tokens_per_second']:,.0f} tokens/s  "
             f"padding {r['padding']:.1%}{skipped}"
         )
 
