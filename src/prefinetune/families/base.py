@@ -124,6 +124,15 @@ class Family:
         """The fields of a row this record reads."""
         raise NotImplementedError
 
+    def inputs(self) -> tuple[Field, ...]:
+        """Those of the fields that the model reads, one per text of its own: a context and its question are two. By them leaked
+        rows are found."""
+        raise NotImplementedError
+
+    def outputs(self) -> tuple[Field, ...]:
+        """Those of the fields that hold texts to be written."""
+        return ()
+
     def columns(self) -> list[str]:
         """The top-level columns those fields name (functions name none)."""
         flat: list[Any] = []
@@ -373,6 +382,12 @@ def numbered_rows(rows: Dataset, where: Field) -> Iterator[tuple[int, dict[str, 
         for values in zip(*piece.values(), strict=True):
             yield index, dict(zip(piece, values, strict=True))
             index += 1
+
+
+def apart(*fields: Field | None) -> tuple[Field, ...]:
+    """The fields that are given, with those that are joined from several taken apart."""
+    given = [field for field in fields if field is not None]
+    return tuple(part for field in given for part in (field if isinstance(field, tuple) else (field,)))
 
 
 def check_fields(**parts: Any) -> None:

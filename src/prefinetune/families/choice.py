@@ -18,6 +18,7 @@ from prefinetune.families.base import (
     Family,
     Field,
     Segment,
+    apart,
     check_fields,
     is_right,
     read,
@@ -54,6 +55,9 @@ class Choice(Family):
     def fields(self) -> tuple[Field, ...]:
         keys = () if self.keys is None or isinstance(self.keys, tuple) else (self.keys,)
         return (self.text, self.options, self.label, *keys)
+
+    def inputs(self) -> tuple[Field, ...]:
+        return (*apart(self.text), self.options)
 
     def example(self, row: Mapping[str, Any]) -> Example:
         if isinstance(self.options, tuple):

@@ -15,6 +15,7 @@ from prefinetune.families.base import (
     Family,
     Field,
     Segment,
+    apart,
     check_fields,
     is_right,
     numbered_rows,
@@ -51,6 +52,9 @@ class Classification(Family):
 
     def fields(self) -> tuple[Field, ...]:
         return tuple(part for part in (self.text, self.pair, self.label) if part is not None)
+
+    def inputs(self) -> tuple[Field, ...]:
+        return apart(self.text, self.pair)
 
     def freeze(self, rows: Dataset, place: str) -> Classification:
         names = getattr(rows.features.get(self.label), "names", None) if isinstance(self.label, str) else None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prefinetune.errors import InputError
-from prefinetune.families.base import Encoded, Example, Field, Segment, check_fields, read_text
+from prefinetune.families.base import Encoded, Example, Field, Segment, apart, check_fields, read_text
 from prefinetune.families.language import Language
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class Denoising(Language):
 
     def fields(self) -> tuple[Field, ...]:
         return (self.text,)
+
+    def inputs(self) -> tuple[Field, ...]:
+        return apart(self.text)
 
     def example(self, row: Mapping[str, Any]) -> Example:
         return Example(((read_text(row, self.text), None),), None)

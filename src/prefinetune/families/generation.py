@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prefinetune.errors import FieldError, InputError, field_name, nearest
-from prefinetune.families.base import Encoded, Example, Field, Segment, check_fields, read, read_text
+from prefinetune.families.base import Encoded, Example, Field, Segment, apart, check_fields, read, read_text
 from prefinetune.families.language import Language, token_loss
 
 if TYPE_CHECKING:
@@ -70,6 +70,12 @@ class Generation(Language):
 
     def fields(self) -> tuple[Field, ...]:
         return tuple(part for part in (self.text, self.pair, self.target, self.references) if part is not None)
+
+    def inputs(self) -> tuple[Field, ...]:
+        return apart(self.text, self.pair)
+
+    def outputs(self) -> tuple[Field, ...]:
+        return (self.target,)
 
     def example(self, row: Mapping[str, Any]) -> Example:
         pair = None if self.pair is None else read_text(row, self.pair)

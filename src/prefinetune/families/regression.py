@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prefinetune.errors import FieldError, InputError
-from prefinetune.families.base import Encoded, Example, Family, Field, Segment, check_fields, numbered_rows, read, read_text
+from prefinetune.families.base import Encoded, Example, Family, Field, Segment, apart, check_fields, numbered_rows, read, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,9 @@ class Regression(Family):
 
     def fields(self) -> tuple[Field, ...]:
         return tuple(part for part in (self.text, self.pair, self.label) if part is not None)
+
+    def inputs(self) -> tuple[Field, ...]:
+        return apart(self.text, self.pair)
 
     def freeze(self, rows: Dataset, place: str) -> Regression:
         if self.low is not None and self.high is not None:

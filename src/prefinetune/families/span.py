@@ -19,6 +19,7 @@ from prefinetune.families.base import (
     Family,
     Field,
     Segment,
+    apart,
     check_fields,
     read,
     read_text,
@@ -63,6 +64,9 @@ class Span(Family):
     def fields(self) -> tuple[Field, ...]:
         parts = (self.question, self.context, self.answers, self.answer, self.answer_start)
         return tuple(part for part in parts if part is not None)
+
+    def inputs(self) -> tuple[Field, ...]:
+        return apart(self.question, self.context)
 
     def example(self, row: Mapping[str, Any]) -> Example:
         context, question = read_text(row, self.context), read_text(row, self.question)
