@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prefinetune.errors import FieldError, InputError
-from prefinetune.families.base import Encoded, Example, Family, Field, Segment, apart, check_fields, numbered_rows, read, read_text
+from prefinetune.families.base import (
+    Encoded,
+    Example,
+    Family,
+    Field,
+    Segment,
+    apart,
+    check_fields,
+    numbered_rows,
+    read,
+    read_text,
+)
 
 if TYPE_CHECKING:
     import torch

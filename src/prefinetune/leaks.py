@@ -1,0 +1,549 @@
+"""Training rows that stand in an evaluation split: found by what their texts say, within a task and across tasks.
+
+A row has one or more texts (a question and its passage, say). A training row *shows* a text of an evaluation row when it holds
+the same letters and digits, or enough of that text's n-grams of words; it *touches* it when enough of its own n-grams stand
+there, as those of a sentence do in its passage. The evaluation row *leaks* when one training row shows one of its texts and at
+least touches the others: what will be asked has been seen. Otherwise the two only share a context (the longest text) or another
+text, which is counted and told apart, but is no leak: a shared passage with another question is fair.
+
+Texts become 64-bit hashes (xxhash) at once, so memory grows with the evaluation splits and not with the training rows, and time
+with the number of words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prefinetune.errors import FieldError, InputError
+from prefinetune.families import Field
+from prefinetune.families.base import read
+from prefinetune.sources import OpenTask
+
+FORMAT = 1  # of what is found; part of the cache's key
+LEAST_LETTERS = 15  # letters and digits that the shared texts of two rows must have together to tell these rows from others
+COMMON = 200  # a text that more evaluation rows share tells none of them from the others ("Which is right?")
+WIDESPREAD = 64  # an n-gram in more texts than that is a phrase of its genre
+MOST_GRAMS = 40_000_000  # n-grams of evaluation texts kept; of more, an even sample by hash
+LEVELS = (0, 1, 2)  # of a leak: by its very texts, by their letters and digits, by n-grams
+CONTEXT, TEXT = -1, -2  # no leak: only the longest text of the evaluation row is shared, or only another
+KINDS = {0: "exact", 1: "normalised", 2: "n-grams", CONTEXT: "shared context", TEXT: "shared text"}
+EVALUATION = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What the training rows of a task share with one evaluation split."""
+
+    task: str
+    against: str
+    role: str  # validation or test
+    exact: int  # training rows that leak, by how they were found first
+    normalised: int
+    ngram: int
+    evaluation_rows: int  # that leak
+    evaluation_size: int
+    shared_context: int  # evaluation rows that do not leak, but whose longest text stands in a training row
+    shared_text: int  # the same of another text
+    examples: tuple[dict[str, Any], ...] = ()  # some pairs of rows, for eyes
+
+    @property
+    def rows(self) -> int:
+        """Training rows that leak."""
+        return self.exact + self.normalised + self.ngram
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What `find_leaks` found. `drop[task]["other/test"]` are the numbers of training rows, in their source, to leave out."""
+
+    overlaps: tuple[Overlap, ...]
+    drop: Mapping[str, Mapping[str, np.ndarray]]
+    training_rows: Mapping[str, int]  # looked at, by task
+    evaluation_rows: Mapping[str, int]  # by task/role
+    n: int
+    share: float
+    slugs: Mapping[str, str] = field(default_factory=dict)
+
+    def rows(self, task: str) -> np.ndarray:
+        """Numbers of the training rows of a task that leak into any evaluation split."""
+        found = list(self.drop.get(task, {}).values())
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Training rows that leak, by task; only tasks that have some."""
+        return {task: len(self.rows(task)) for task in self.drop if len(self.rows(task))}
+
+    def drop_list(self) -> dict[str, Any]:
+        """As a mirror's overlap-*.json holds it: {"train_rows": {SLUG: {OTHER: [row, ...]}}}."""
+        return {
+            "about": f"Training rows (counted from 0) that show an evaluation row: its letters and digits, or {self.share:.0%} "
+            f"of its {self.n}-grams of words. In a mirror's folder, as overlap-NAME.json, this leaves them out of training.",
+            "train_rows": {
+                self.slugs[task]: {other: rows.tolist() for other, rows in others.items()} for task, others in self.drop.items()
+            },
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return {
+            **self.drop_list(), "n": self.n, "share": self.share, "slugs": dict(self.slugs),
+            "training_rows": dict(self.training_rows), "evaluation_rows": dict(self.evaluation_rows),
+            "overlaps": [asdict(one) for one in self.overlaps],
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Leaks:
+        slugs = found["slugs"]
+        names = {slug: name for name, slug in slugs.items()}
+        drop = {
+            names[slug]: {other: np.array(rows, np.int64) for other, rows in others.items()}
+            for slug, others in found["train_rows"].items()
+        }
+        overlaps = tuple(Overlap(**{**one, "examples": tuple(one["examples"])}) for one in found["overlaps"])
+        return cls(overlaps, drop, found["training_rows"], found["evaluation_rows"], found["n"], found["share"], slugs)
+
+
+def find_leaks(
+    opened: Sequence[OpenTask],
+    against: Sequence[OpenTask] = (),
+    n: int = 13,
+    share: float = 0.5,
+    progress: Callable[[int], None] | None = None,
+) -> Leaks:
+    """Compare every training split with every evaluation split.
+
+    Args:
+        opened: tasks whose training rows are looked at, and whose validation and test rows they are compared with.
+        against: further tasks of which only the evaluation rows count.
+        n: words in an n-gram (GPT-3, Brown et al. 2020, appendix C, uses 13). Shorter texts are compared as a whole.
+        share: of a text's n-grams that must stand in another to be shown or touched by it.
+        progress: called with the number of rows done since the last call.
+
+    Raises:
+        InputError: rows cannot be found, or `n` or `share` is out of range.
+    """
+    if n < 2 or not 0 < share <= 1:
+        raise InputError(f"n-grams of {n} words, share {share}: expected at least 2 words and a share above 0 and up to 1")
+    splits = evaluation_splits(opened, against)
+    index = Index(n)
+    for number, (one, role) in enumerate(splits):
+        for _, prints in each_chunk(one, role, index.fingerprint, one.task.family.inputs()):
+            index.add(number, prints)
+            if progress:
+                progress(prints.rows)
+    index.finish()
+    overlaps: list[Overlap] = []
+    drop: dict[str, dict[str, np.ndarray]] = {}
+    trained = [one for one in opened if "train" in one.roles]
+    for one in trained:
+        found = Found(index, len(splits))
+        fields = (*one.task.family.inputs(), *one.task.family.outputs())
+        for start, (prints, matches) in each_chunk(
+            one, "train", lambda texts: index.match(index.fingerprint(texts), share), fields
+        ):
+            found.add(start, matches)
+            if progress:
+                progress(prints.rows)
+        overlaps += found.overlaps(one, splits)
+        rows = found.drop(one, splits)
+        if rows:
+            drop[one.task.name] = rows
+    overlaps.sort(key=lambda one: (-one.rows, -one.shared_context - one.shared_text, one.task, one.against, one.role))
+    return Leaks(
+        tuple(overlaps),
+        drop,
+        {one.task.name: len(one.split("train")) for one in trained},
+        {split_name(one, role): len(one.split(role)) for one, role in splits},
+        n,
+        share,
+        {one.task.name: one.task.slug for one in opened},
+    )
+
+
+def evaluation_splits(opened: Sequence[OpenTask], against: Sequence[OpenTask]) -> list[tuple[OpenTask, str]]:
+    """Every evaluation split once."""
+    tasks = {one.task.name: one for one in (*opened, *against)}
+    return [(one, role) for one in tasks.values() for role in EVALUATION if role in one.roles]
+
+
+def split_name(opened: OpenTask, role: str) -> str:
+    return f"{opened.task.slug}/{role}"
+
+
+# ---- texts to hashes
+
+
+@dataclass(slots=True)
+class Prints:
+    """Hashes of the texts of some rows; t texts, g n-grams."""
+
+    rows: int
+    owner: np.ndarray  # [t] whose row the text is
+    key: np.ndarray  # [t] of its letters and digits in lower case
+    raw: np.ndarray  # [t] of the text itself
+    letters: np.ndarray  # [t] how many letters and digits it has
+    grams: np.ndarray  # [g]
+    gram_text: np.ndarray  # [g] which text the n-gram is of
+
+
+def each_chunk(opened: OpenTask, role: str, work: Callable[[Texts], Any], fields: Sequence[Field]) -> Iterator[tuple[int, Any]]:
+    """(index of the first row, result of `work`) for a split in pieces, two at a time: Arrow and NumPy work outside the
+    interpreter's lock."""
+    ahead: list[tuple[int, Future]] = []
+    workers = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        for start, texts in row_texts(opened, role, fields):
+            ahead.append((start, pool.submit(work, texts)))
+            if len(ahead) > workers:
+                first, future = ahead.pop(0)
+                yield first, future.result()
+        for first, future in ahead:
+            yield first, future.result()
+
+
+@dataclass(slots=True)
+class Texts:
+    """The texts of some rows, with the row of each."""
+
+    rows: int
+    texts: list[str]
+    owner: list[int]
+
+
+def row_texts(opened: OpenTask, role: str, fields: Sequence[Field]) -> Iterator[tuple[int, Texts]]:
+    split = opened.split(role)
+    for start, rows in split.chunks(4000):
+        texts: list[str] = []
+        owner: list[int] = []
+        for number, row in enumerate(rows):
+            for where in fields:
+                if text := field_texts(row, where):
+                    texts.append(text)
+                    owner.append(number)
+        yield start, Texts(len(rows), texts, owner)
+
+
+def field_texts(row: Mapping[str, Any], where: Field) -> str:
+    """A field's text; options in any order are one text, and what is no text, which training will set aside, is none."""
+    try:
+        values = [read(row, part) for part in where] if isinstance(where, tuple) else read(row, where)
+    except FieldError:
+        return ""
+    if isinstance(values, (list, tuple)):
+        return " ".join(sorted(str(value) for value in values if value is not None))
+    return "" if values is None else str(values)
+
+
+def fingerprint(given: Texts, n: int, every: int = 1) -> Prints:
+    """Hash texts.
+
+    Args:
+        n: words in an n-gram.
+        every: keep one n-gram in so many, the same ones everywhere (a power of two).
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import xxhash
+
+    owner = np.array(given.owner, np.int64)
+    texts = pa.array(given.texts, pa.large_string())
+    lower = pc.utf8_lower(pc.utf8_normalize(texts, "NFKC"))
+    words = pc.utf8_trim_whitespace(pc.replace_substring_regex(lower, r"[^\pL\pN]+", " "))
+    unicode = pc.replace_substring(words, " ", "")
+    # Copies of a set often lose the letters beyond ASCII ("clich" for "cliché"): where these are few they do not count.
+    ascii = pc.replace_substring_regex(unicode, "[^a-z0-9]+", "")
+    letters = pc.utf8_length(unicode).to_numpy().astype(np.int64)
+    num_ascii = pc.utf8_length(ascii).to_numpy()
+    joined = pc.if_else(pa.array((letters - num_ascii) * 10 <= letters), ascii, unicode)
+    digest = xxhash.xxh3_64_intdigest
+    raw = np.fromiter(map(digest, texts.cast(pa.large_binary()).to_pylist()), np.uint64, len(texts))
+    key = np.fromiter(map(digest, joined.cast(pa.large_binary()).to_pylist()), np.uint64, len(texts))
+    key = np.where(letters > 0, key, raw)  # ":-)" has no letters, and is not every other text without letters
+
+    lists = pc.split_pattern(words, " ")
+    ends = lists.offsets.to_numpy()
+    spelled = lists.flatten().dictionary_encode()
+    vocabulary = np.fromiter(map(digest, spelled.dictionary.cast(pa.large_binary()).to_pylist()), np.uint64)
+    hashes = vocabulary[spelled.indices.to_numpy()] if len(spelled) else np.zeros(0, np.uint64)
+    counts = np.maximum(np.diff(ends) - n + 1, 0)  # n-grams of each text
+    gram_text = np.repeat(np.arange(len(counts)), counts)
+    # Where each n-gram begins: its text's first word, and one further for each of the text's n-grams before it.
+    first = np.repeat(ends[:-1] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+    rolled = np.zeros(max(len(hashes) - n + 1, 0), np.uint64)
+    for at in range(n):  # a polynomial in the words' hashes, modulo 2**64
+        rolled *= np.uint64(0x9E3779B97F4A7C15)
+        rolled += hashes[at : at + len(rolled)]
+    same = np.concatenate([[0], np.cumsum(hashes[1:] == hashes[:-1])]) if len(hashes) else np.zeros(0, np.int64)
+    varied = same[first + n - 1] - same[first] <= n // 2  # "@user @user @user ..." is a habit, not a text
+    first, gram_text = first[varied], gram_text[varied]
+    grams = rolled[first]
+    grams ^= grams >> np.uint64(33)
+    grams *= np.uint64(0xFF51AFD7ED558CCD)
+    grams ^= grams >> np.uint64(29)
+    if every > 1:
+        kept = (grams & np.uint64(every - 1)) == 0
+        grams, gram_text = grams[kept], gram_text[kept]
+    return Prints(given.rows, owner, key, raw, letters, grams, gram_text)
+
+
+# ---- the evaluation splits, to be asked
+
+
+@dataclass(slots=True)
+class Matches:
+    """Pairs of a training row (index in its chunk) and an evaluation row."""
+
+    training: np.ndarray
+    evaluation: np.ndarray
+    level: np.ndarray  # a key of KINDS
+
+
+class Index:
+    """All texts of the evaluation rows. Distinct texts are numbered by their sorted keys; rows as they come."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.every = n, 1
+        self.num_rows = 0
+        self._seen: set[int] = set()
+        self._keys, self._letters, self._owner = [], [], []  # type: ignore[var-annotated]
+        self._splits, self._row_raw = [], []  # type: ignore[var-annotated]
+        self._grams, self._gram_keys, self._num_grams = [], [], 0  # type: ignore[var-annotated]
+
+    def fingerprint(self, texts: Texts) -> Prints:
+        return fingerprint(texts, self.n, self.every)
+
+    def add(self, split: int, prints: Prints) -> None:
+        self._keys.append(prints.key)
+        self._letters.append(prints.letters)
+        self._owner.append(prints.owner + self.num_rows)
+        self._splits.append(np.full(prints.rows, split))
+        self._row_raw.append(sum_by(prints.owner, prints.raw, prints.rows))
+        self.num_rows += prints.rows
+        new = np.array([self._is_new(key) for key in prints.key.tolist()], bool)
+        kept = new[prints.gram_text] if len(new) else np.zeros(0, bool)
+        self._grams.append(prints.grams[kept])
+        self._gram_keys.append(prints.key[prints.gram_text[kept]])
+        self._num_grams += int(kept.sum())
+        while self._num_grams > MOST_GRAMS:
+            self.every *= 2
+            self._thin()
+
+    def _is_new(self, key: int) -> bool:
+        size = len(self._seen)
+        self._seen.add(key)
+        return len(self._seen) > size
+
+    def _thin(self) -> None:
+        for at, grams in enumerate(self._grams):
+            kept = (grams & np.uint64(self.every - 1)) == 0
+            self._grams[at], self._gram_keys[at] = grams[kept], self._gram_keys[at][kept]
+        self._num_grams = sum(map(len, self._grams))
+
+    def finish(self) -> None:
+        """Sort what was added, so that it can be asked."""
+        self._thin()
+        self._seen.clear()
+        keys, owner, letters = joined(self._keys, np.uint64), joined(self._owner), joined(self._letters)
+        self.splits, self.row_raw = joined(self._splits), joined(self._row_raw, np.uint64)
+        self.keys, first, text = np.unique(keys, return_index=True, return_inverse=True)
+        self.letters = letters[first]
+        # Rows -> texts and texts -> rows, each distinct text of a row once.
+        pairs = np.unique(owner * max(len(self.keys), 1) + text)
+        self.row_of, self.text_of = np.divmod(pairs, max(len(self.keys), 1))
+        self.row_starts = np.searchsorted(self.row_of, np.arange(self.num_rows + 1))
+        by_text = np.argsort(self.text_of, kind="stable")
+        self.rows_by_text = self.row_of[by_text]
+        self.text_starts = np.searchsorted(self.text_of[by_text], np.arange(len(self.keys) + 1))
+        self.is_common = np.diff(self.text_starts) > COMMON
+        # What telling rows from each other takes: how many of a row's texts are not common, and which is its longest.
+        self.needed = np.bincount(self.row_of[~self.is_common[self.text_of]], minlength=self.num_rows)
+        order = np.lexsort((self.letters[self.text_of], self.row_of))
+        last = np.searchsorted(self.row_of[order], np.arange(self.num_rows), side="right") - 1
+        self.longest = self.text_of[order][np.maximum(last, 0)] if len(order) else np.zeros(self.num_rows, np.int64)
+        # Rows of nothing but common texts are found by all of these together.
+        self.row_key = sum_by(self.row_of, self.keys[self.text_of], self.num_rows)
+        row_letters = np.bincount(self.row_of, self.letters[self.text_of], minlength=self.num_rows)
+        common_rows = np.flatnonzero((self.needed == 0) & (row_letters >= LEAST_LETTERS))
+        self.common_keys, at = np.unique(self.row_key[common_rows], return_index=True)
+        self.common_rows = common_rows[at]
+
+        grams, texts = joined(self._grams, np.uint64), np.searchsorted(self.keys, joined(self._gram_keys, np.uint64))
+        self._grams, self._gram_keys = [], []
+        order = np.lexsort((texts, grams))
+        grams, texts = grams[order], texts[order].astype(np.int32)
+        once = np.ones(len(grams), bool)
+        once[1:] = (grams[1:] != grams[:-1]) | (texts[1:] != texts[:-1])
+        self.grams, self.gram_text = grams[once], texts[once]
+        self.gram_counts = np.bincount(self.gram_text, minlength=len(self.keys))
+        # Most n-grams of training rows stand in no evaluation text: a table of bits says so faster than a search.
+        bits = max(16, min(30, int(np.log2(max(len(self.grams), 1))) + 4))
+        self.shift = np.uint64(64 - bits)
+        self.present = np.zeros(2**bits, bool)
+        self.present[self.grams >> self.shift] = True
+
+    def match(self, prints: Prints, share: float) -> tuple[Prints, Matches]:
+        """The evaluation rows that share texts with training rows."""
+        width = max(len(self.keys), 1)
+        touched, equal, shown = self._touched(prints, share)
+        training, text = np.divmod(touched, width)
+        # From touched texts to the rows that hold them.
+        useful = ~self.is_common[text]
+        counts = np.where(useful, self.text_starts[text + 1] - self.text_starts[text], 0)
+        rows = self.rows_by_text[spread(self.text_starts[text], counts)]
+        pairs, inverse = np.unique(np.repeat(training, counts) * max(self.num_rows, 1) + rows, return_inverse=True)
+        number = np.bincount(inverse, minlength=len(pairs))
+        letters = np.bincount(inverse, np.repeat(self.letters[text], counts), minlength=len(pairs))
+        by_grams = np.bincount(inverse, np.repeat(~equal, counts), minlength=len(pairs)) > 0
+        is_shown = np.bincount(inverse, np.repeat(shown, counts), minlength=len(pairs)) > 0
+        row, evaluation = np.divmod(pairs, max(self.num_rows, 1))
+        kept = letters >= LEAST_LETTERS
+        row, evaluation, number, by_grams, is_shown = row[kept], evaluation[kept], number[kept], by_grams[kept], is_shown[kept]
+        whole = is_shown & (number == self.needed[evaluation]) & self._has_common(row, evaluation, touched, width)
+        own_raw, own_key = (sum_by(prints.owner, part, prints.rows) for part in (prints.raw, prints.key))
+        level = np.where(by_grams, 2, np.where(own_raw[row] == self.row_raw[evaluation], 0, 1))
+        context = np.isin(row * width + self.longest[evaluation], touched)
+        level = np.where(whole, level, np.where(context, CONTEXT, TEXT))
+        # Rows of common texts only.
+        at = np.searchsorted(self.common_keys, own_key)
+        same = is_at(self.common_keys, at, own_key)
+        other = self.common_rows[at[same]]
+        same_level = np.where(own_raw[same] == self.row_raw[other], 0, 1)
+        return prints, Matches(*map(np.concatenate, ((row, same), (evaluation, other), (level, same_level))))
+
+    def _touched(self, prints: Prints, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which evaluation texts the training rows touch, as sorted numbers row * texts + text; whether they are equal; and
+        whether they are shown."""
+        width = max(len(self.keys), 1)
+        at = np.searchsorted(self.keys, prints.key)
+        same = is_at(self.keys, at, prints.key)
+        equal = np.unique(prints.owner[same] * width + at[same])
+
+        maybe = np.flatnonzero(self.present[prints.grams >> self.shift])
+        low = np.searchsorted(self.grams, prints.grams[maybe])
+        there = is_at(self.grams, low, prints.grams[maybe])
+        # Each n-gram of a text once, also where the text repeats it; then the evaluation texts that hold it.
+        grams = np.unique(prints.gram_text[maybe[there]] * max(len(self.grams), 1) + low[there])
+        texts, low = np.divmod(grams, max(len(self.grams), 1))
+        counts = np.searchsorted(self.grams, self.grams[low], side="right") - low
+        texts, low, counts = (part[counts <= WIDESPREAD] for part in (texts, low, counts))
+        pairs, shared = np.unique(np.repeat(texts, counts) * width + self.gram_text[spread(low, counts)], return_counts=True)
+        text, other = np.divmod(pairs, width)
+        own = np.bincount(prints.gram_text, minlength=len(prints.key))
+        near = prints.owner[text] * width + other
+        is_shown = shared >= share * self.gram_counts[other]
+        touched = np.union1d(equal, near[is_shown | (shared >= share * own[text])])
+        equals = np.isin(touched, equal)
+        return touched, equals, equals | np.isin(touched, near[is_shown])
+
+    def _has_common(self, row: np.ndarray, evaluation: np.ndarray, touched: np.ndarray, width: int) -> np.ndarray:
+        """Whether the training row also touches the common texts of the evaluation row, pair by pair."""
+        starts, counts = self.row_starts[evaluation], np.diff(self.row_starts)[evaluation]
+        pair, texts = np.repeat(np.arange(len(row)), counts), self.text_of[spread(starts, counts)]
+        missing = self.is_common[texts] & ~np.isin(row[pair] * width + texts, touched)
+        return np.bincount(pair, missing, minlength=len(row)) == 0
+
+
+class Found:
+    """What the training rows of one task share with the evaluation splits."""
+
+    def __init__(self, index: Index, num_splits: int) -> None:
+        self.index, self.num_splits = index, num_splits
+        self.rows: list[list[np.ndarray]] = [[] for _ in range(num_splits)]  # training rows that leak, per split and chunk
+        self.levels: list[list[np.ndarray]] = [[] for _ in range(num_splits)]
+        self.leaks, self.context, self.text = np.zeros((3, index.num_rows), bool)  # evaluation rows
+        self.pairs: list[list[tuple[int, int, int]]] = [[] for _ in range(num_splits)]  # (level, training row, evaluation row)
+
+    def add(self, start: int, matches: Matches) -> None:
+        self.context[matches.evaluation[matches.level == CONTEXT]] = True
+        self.text[matches.evaluation[matches.level == TEXT]] = True
+        self.leaks[matches.evaluation[matches.level >= 0]] = True
+        splits = self.index.splits[matches.evaluation]
+        for split in np.unique(splits).tolist():
+            here = np.flatnonzero(splits == split)
+            whole = here[matches.level[here] >= 0]
+            order = whole[np.lexsort((matches.level[whole], matches.training[whole]))]
+            rows, first = np.unique(matches.training[order], return_index=True)
+            self.rows[split].append(rows + start)
+            self.levels[split].append(matches.level[order][first])
+            self._keep_examples(split, start, matches, here)
+
+    def _keep_examples(self, split: int, start: int, matches: Matches, here: np.ndarray) -> None:
+        levels = [level for level, _, _ in self.pairs[split]]
+        for at in here[np.unique(matches.level[here], return_index=True)[1]].tolist():
+            level = int(matches.level[at])
+            if level not in levels:
+                self.pairs[split].append((level, int(matches.training[at]) + start, int(matches.evaluation[at])))
+
+    def overlaps(self, opened: OpenTask, splits: Sequence[tuple[OpenTask, str]]) -> Iterator[Overlap]:
+        """One per evaluation split with which anything is shared."""
+        for number, (other, role) in enumerate(splits):
+            here = slice(*np.searchsorted(self.index.splits, [number, number + 1]))
+            leaks = self.leaks[here]
+            context, text = (part[here] & ~leaks for part in (self.context, self.text))
+            if leaks.any() or context.any() or text.any():
+                exact, normalised, ngram = np.bincount(joined(self.levels[number]), minlength=len(LEVELS)).tolist()
+                yield Overlap(
+                    opened.task.name, other.task.name, role, exact, normalised, ngram,
+                    evaluation_rows=int(leaks.sum()), evaluation_size=len(leaks),
+                    shared_context=int(context.sum()), shared_text=int((text & ~context).sum()),
+                    examples=tuple(
+                        example(level, opened, row, other, role, at - here.start) for level, row, at in sorted(self.pairs[number])
+                    ),
+                )  # fmt: skip
+
+    def drop(self, opened: OpenTask, splits: Sequence[tuple[OpenTask, str]]) -> dict[str, np.ndarray]:
+        """Split -> numbers of the training rows, in their source, that leak into it."""
+        split = opened.split("train")
+        numbered = {
+            split_name(*splits[number]): np.array([split.number(row) for row in joined(rows).tolist()], np.int64)
+            for number, rows in enumerate(self.rows)
+        }
+        return {name: np.sort(rows) for name, rows in numbered.items() if len(rows)}
+
+
+def example(level: int, opened: OpenTask, row: int, other: OpenTask, role: str, at: int) -> dict[str, Any]:
+    """A pair of rows that share texts, for eyes."""
+    return {
+        "kind": KINDS[level],
+        "training_row": opened.split("train").number(row), "training": shorten(opened, "train", row),
+        "evaluation_row": other.split(role).number(at), "evaluation": shorten(other, role, at),
+    }  # fmt: skip
+
+
+def shorten(opened: OpenTask, role: str, index: int) -> list[str]:
+    row = opened.split(role).rows[index]
+    texts = (field_texts(row, where) for where in (*opened.task.family.inputs(), *opened.task.family.outputs()))
+    return [text if len(text) <= 300 else text[:300] + " …" for text in texts if text]
+
+
+# ---- arrays
+
+
+def joined(parts: Sequence[np.ndarray], dtype: Any = np.int64) -> np.ndarray:
+    return np.concatenate([np.asarray(part, dtype) for part in parts]) if parts else np.zeros(0, dtype)
+
+
+def spread(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """start, start + 1, ..., start + count - 1 for each of them, in a row."""
+    return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+
+
+def sum_by(owner: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """Sums of hashes by their owner, modulo 2**64: the same whatever the order."""
+    total = np.zeros(size, np.uint64)
+    np.add.at(total, owner, values)
+    return total
+
+
+def is_at(sorted_keys: np.ndarray, at: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Indices of the keys that `searchsorted` found where it said."""
+    if not len(sorted_keys):
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(sorted_keys[np.minimum(at, len(sorted_keys) - 1)] == keys)
