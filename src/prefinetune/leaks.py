@@ -12,18 +12,24 @@ with the number of words.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prefinetune.errors import FieldError, InputError
+from prefinetune.display import Display
+from prefinetune.errors import FieldError, InputError, listing
 from prefinetune.families import Field
-from prefinetune.families.base import read
+from prefinetune.families.base import plain, read
+from prefinetune.results import write
 from prefinetune.sources import OpenTask
+from prefinetune.store import cache_folder
 
 FORMAT = 1  # of what is found; part of the cache's key
 LEAST_LETTERS = 15  # letters and digits that the shared texts of two rows must have together to tell these rows from others
@@ -64,6 +70,7 @@ class Leaks:
 
     overlaps: tuple[Overlap, ...]
     drop: Mapping[str, Mapping[str, np.ndarray]]
+    leaking: Mapping[str, np.ndarray]  # by split, "glue-rte/test": numbers of the evaluation rows that leak
     training_rows: Mapping[str, int]  # looked at, by task
     evaluation_rows: Mapping[str, int]  # by task/role
     n: int
@@ -71,7 +78,7 @@ class Leaks:
     slugs: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self, task: str) -> np.ndarray:
-        """Numbers of the training rows of a task that leak into any evaluation split."""
+        """Sorted numbers of the training rows of a task that leak into any evaluation split."""
         found = list(self.drop.get(task, {}).values())
         return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
@@ -95,6 +102,7 @@ class Leaks:
         return {
             **self.drop_list(), "n": self.n, "share": self.share, "slugs": dict(self.slugs),
             "training_rows": dict(self.training_rows), "evaluation_rows": dict(self.evaluation_rows),
+            "leaking": {split: rows.tolist() for split, rows in self.leaking.items()},
             "overlaps": [asdict(one) for one in self.overlaps],
         }  # fmt: skip
 
@@ -107,7 +115,8 @@ class Leaks:
             for slug, others in found["train_rows"].items()
         }
         overlaps = tuple(Overlap(**{**one, "examples": tuple(one["examples"])}) for one in found["overlaps"])
-        return cls(overlaps, drop, found["training_rows"], found["evaluation_rows"], found["n"], found["share"], slugs)
+        leaking = {split: np.array(rows, np.int64) for split, rows in found["leaking"].items()}
+        return cls(overlaps, drop, leaking, found["training_rows"], found["evaluation_rows"], found["n"], found["share"], slugs)
 
 
 def find_leaks(
@@ -116,6 +125,7 @@ def find_leaks(
     n: int = 13,
     share: float = 0.5,
     progress: Callable[[int], None] | None = None,
+    only_against: bool = False,
 ) -> Leaks:
     """Compare every training split with every evaluation split.
 
@@ -125,13 +135,14 @@ def find_leaks(
         n: words in an n-gram (GPT-3, Brown et al. 2020, appendix C, uses 13). Shorter texts are compared as a whole.
         share: of a text's n-grams that must stand in another to be shown or touched by it.
         progress: called with the number of rows done since the last call.
+        only_against: leave the evaluation rows of the tasks themselves out.
 
     Raises:
         InputError: rows cannot be found, or `n` or `share` is out of range.
     """
     if n < 2 or not 0 < share <= 1:
         raise InputError(f"n-grams of {n} words, share {share}: expected at least 2 words and a share above 0 and up to 1")
-    splits = evaluation_splits(opened, against)
+    splits = evaluation_splits(against if only_against else (*opened, *against))
     index = Index(n)
     for number, (one, role) in enumerate(splits):
         for _, prints in each_chunk(one, role, index.fingerprint, one.task.family.inputs()):
@@ -141,6 +152,7 @@ def find_leaks(
     index.finish()
     overlaps: list[Overlap] = []
     drop: dict[str, dict[str, np.ndarray]] = {}
+    leaking = np.zeros(index.num_rows, bool)
     trained = [one for one in opened if "train" in one.roles]
     for one in trained:
         found = Found(index, len(splits))
@@ -152,6 +164,7 @@ def find_leaks(
             if progress:
                 progress(prints.rows)
         overlaps += found.overlaps(one, splits)
+        leaking |= found.leaks
         rows = found.drop(one, splits)
         if rows:
             drop[one.task.name] = rows
@@ -159,6 +172,7 @@ def find_leaks(
     return Leaks(
         tuple(overlaps),
         drop,
+        dict(index.numbered(leaking, splits)),
         {one.task.name: len(one.split("train")) for one in trained},
         {split_name(one, role): len(one.split(role)) for one, role in splits},
         n,
@@ -167,9 +181,9 @@ def find_leaks(
     )
 
 
-def evaluation_splits(opened: Sequence[OpenTask], against: Sequence[OpenTask]) -> list[tuple[OpenTask, str]]:
+def evaluation_splits(opened: Sequence[OpenTask]) -> list[tuple[OpenTask, str]]:
     """Every evaluation split once."""
-    tasks = {one.task.name: one for one in (*opened, *against)}
+    tasks = {one.task.name: one for one in opened}
     return [(one, role) for one in tasks.values() for role in EVALUATION if role in one.roles]
 
 
@@ -388,6 +402,16 @@ class Index:
         self.present = np.zeros(2**bits, bool)
         self.present[self.grams >> self.shift] = True
 
+    def numbered(self, rows: np.ndarray, splits: Sequence[tuple[OpenTask, str]]) -> Iterator[tuple[str, np.ndarray]]:
+        """Split -> the numbers that chosen rows [rows, bool] have in their source; only of splits that have some."""
+        for number, (one, role) in enumerate(splits):
+            here = slice(*np.searchsorted(self.splits, [number, number + 1]))
+            if rows[here].any():
+                yield (
+                    split_name(one, role),
+                    np.array([one.split(role).number(row) for row in np.flatnonzero(rows[here]).tolist()]),
+                )
+
     def match(self, prints: Prints, share: float) -> tuple[Prints, Matches]:
         """The evaluation rows that share texts with training rows."""
         width = max(len(self.keys), 1)
@@ -547,3 +571,57 @@ def is_at(sorted_keys: np.ndarray, at: np.ndarray, keys: np.ndarray) -> np.ndarr
     if not len(sorted_keys):
         return np.zeros(0, np.int64)
     return np.flatnonzero(sorted_keys[np.minimum(at, len(sorted_keys) - 1)] == keys)
+
+
+# ---- what training makes of it
+
+
+def known_leaks(
+    opened: Sequence[OpenTask], against: Sequence[OpenTask], cache: Path | None, display: Display, only_against: bool = False
+) -> Leaks:
+    """`find_leaks`, or what it found in the same rows before."""
+    named = [[(one.task.name, role, one.digest(role)) for role in one.roles] for one in (*opened, *against)]
+    fields = [plain([*one.task.family.inputs(), *one.task.family.outputs()]) for one in (*opened, *against)]
+    key = hashlib.blake2b(json.dumps([FORMAT, named, fields, len(opened), only_against]).encode(), digest_size=16).hexdigest()
+    path = (cache or cache_folder()) / "leaks" / f"{key}.json"
+    if path.exists():
+        return Leaks.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    splits = evaluation_splits(against if only_against else (*opened, *against))
+    total = sum(len(one.split(role)) for one, role in splits) + sum(
+        len(one.split("train")) for one in opened if "train" in one.roles
+    )
+    with display.counting("rows compared with evaluation splits", total) as advance:
+        found = find_leaks(opened, against, progress=advance, only_against=only_against)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, json.dumps(found.as_dict(), ensure_ascii=False))
+    return found
+
+
+def without_leaks(opened: Sequence[OpenTask], leaks: Leaks) -> list[OpenTask]:
+    """The tasks without the training rows that leak.
+
+    Raises:
+        InputError: a task has no other rows.
+    """
+    cleaned = []
+    for one in opened:
+        rows = leaks.rows(one.task.name)
+        if len(rows) and len(rows) == leaks.training_rows[one.task.name]:
+            others = listing(leaks.drop[one.task.name])
+            raise InputError(
+                f"task {one.task.name!r}: every training row stands in an evaluation split ({others}); take the task out of the "
+                "suite, or train on it all the same with data.leaks=report"
+            )
+        cleaned.append(one.without("train", rows) if len(rows) else one)
+    return cleaned
+
+
+def told(leaks: Leaks, left_out: bool) -> str:
+    """One line about what was found."""
+    counts = sorted(leaks.counts.items(), key=lambda item: -item[1])
+    if not counts:
+        return f"no leaks: no training row shows one of {sum(leaks.evaluation_rows.values()):,} evaluation rows"
+    total, rows = sum(count for _, count in counts), sum(leaks.training_rows.values())
+    most = ", ".join(f"{task} {count:,}" for task, count in counts[:4])
+    done = "left out of training" if left_out else "trained on all the same (data.leaks=report)"
+    return f"leaks: {total:,} of {rows:,} training rows show evaluation rows and are {done}; most: {most}"

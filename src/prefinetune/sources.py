@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -338,6 +338,12 @@ class OpenTask:
             raise error.problem.at(split.place, split.number(error.row)) from None
         except FieldError as error:
             raise InputError(f"{split.place}: {error}") from None
+
+    def without(self, role: str, numbers: np.ndarray) -> OpenTask:
+        """The same task without some rows of a role, given by their numbers in the source."""
+        split = self.split(role)
+        own = np.arange(len(split)) if split.numbers is None else split.numbers
+        return replace(self, _cache={**self._cache, role: split.take(np.flatnonzero(~np.isin(own, numbers)))})
 
     def digest(self, role: str) -> str:
         """Of the rows of a role: the source's content and which of its rows were taken."""

@@ -5,19 +5,17 @@ Results go to standard output, progress and messages to standard error.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from prefinetune.cli.shared import Cache, DataRoot, Json, Out, Resume, Seed, Settings, emit, find_suite, show_table
+from prefinetune.cli.tasks import tasks_app
 from prefinetune.errors import InputError
-
-if TYPE_CHECKING:
-    from prefinetune.task import Suite
 
 app = typer.Typer(
     name="prefinetune",
@@ -27,24 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-tasks_app = typer.Typer(help="What is in the catalogue, and how a task's rows reach the model.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[SECTION.FIELD=VALUE]...", help="Settings, such as mixture.cap=20000; `prefinetune settings` lists all."
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option(envvar="PREFINETUNE_DATA_ROOT", help="A mirror of hub datasets: DATA_ROOT/SLUG/SPLIT.parquet."),
-]
-Cache = Annotated[Path | None, typer.Option(envvar="PREFINETUNE_CACHE", help="Where token stores are kept.")]
-Seed = Annotated[int, typer.Option(help="Of heads, orders, masks and dropout.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 
 
 @app.command()
@@ -245,82 +226,6 @@ def recipes(
         show_table(("recipe", "model"), [(one.name, one.model) for one in found])
 
 
-@tasks_app.command("list")
-def list_tasks(
-    patterns: Annotated[
-        list[str] | None, typer.Argument(help="Names (glue/*), families or tags to list; all when left out.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """List the catalogue."""
-    from prefinetune.catalog import catalog
-
-    found = catalog().select(*(patterns or ["all"]))
-    if as_json:
-        emit([about(task) for task in found])
-        return
-    rows = [
-        (
-            task.name,
-            task.family.kind,
-            ", ".join(sorted(task.tags)),
-            "evaluation only" if task.evaluation_only else "",
-            task.license,
-        )
-        for task in found
-    ]
-    show_table(("task", "family", "tags", "", "licence"), rows)
-    print(f"{len(rows)} tasks", file=sys.stderr)
-
-
-@tasks_app.command("show")
-def show_task(name: Annotated[str, typer.Argument(help="A task's name.")], as_json: Json = False) -> None:
-    """Show one record of the catalogue."""
-    from prefinetune.catalog import catalog
-
-    record = about(catalog()[name])
-    if as_json:
-        emit(record)
-    else:
-        import yaml
-
-        print(yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=110).rstrip())
-
-
-@tasks_app.command("preview")
-def preview(
-    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue.")],
-    rows: Annotated[int, typer.Option(help="Rows of each task.")] = 2,
-    model: Annotated[str, typer.Option("--model", "-m", help="Also show tokens, as this model reads them.")] = "",
-    data_root: DataRoot = None,
-    as_json: Json = False,
-) -> None:
-    """Show what a task's first rows become: row, example, tokens, target."""
-    from prefinetune.preview import preview_task
-
-    chosen, tokenizer = find_suite(suite), None
-    if model:
-        from prefinetune.config import DataSettings
-        from prefinetune.train import model_tokenizer
-
-        tokenizer = model_tokenizer(model, chosen.tasks, DataSettings())
-    found = [preview_task(task, rows, tokenizer, data_root) for task in chosen]
-    if as_json:
-        emit(found)
-        return
-    for task in found:
-        print(f"{task['task']} ({task['family']}): " + ", ".join(f"{n:,} {role}" for role, n in task["rows"].items()))
-        for example in task["examples"]:
-            print(f"  row {example['row']}")
-            for index, (first, second) in enumerate(example["texts"]):
-                print(f"    text {index}: {first}" + ("" if second is None else f"\n      pair: {second}"))
-            print(f"    target: {example['target']}")
-            for ids in example.get("tokens", ()):
-                print(f"    tokens: {ids}")
-            for ids in example.get("written", ()):
-                print(f"    written: {ids}")
-
-
 @app.command()
 def demo(
     out: Out = Path("demo-run"),
@@ -336,24 +241,7 @@ def demo(
         emit(result)
 
 
-# ---- helpers of the verbs
-
-
-def find_suite(text: str) -> Suite:
-    """A suite file, or catalogue names, families and tags separated by commas; one with a '-' before it is left out again."""
-    from prefinetune.catalog import catalog
-    from prefinetune.task import Suite, read_suite
-
-    if Path(text).suffix in (".yaml", ".yml"):
-        return read_suite(text)
-    tasks: dict[str, Any] = {}
-    for pattern in text.split(","):
-        chosen = catalog().select(pattern.removeprefix("-"))
-        if pattern.startswith("-"):
-            tasks = {name: task for name, task in tasks.items() if task not in chosen.tasks}
-        else:
-            tasks.update({task.name: task for task in chosen if not task.evaluation_only or task.name == pattern})
-    return Suite(text, tuple(tasks.values()))
+# ---- values of options
 
 
 def parse_labels(text: str | None) -> int | float | None:
@@ -395,34 +283,6 @@ def parse_arms(texts: Sequence[str]) -> dict[str, str]:
             raise InputError(f"--arm: {text!r} is not accepted; expected NAME=MODEL_OR_RUN, each name once")
         arms[name] = start
     return arms
-
-
-def about(task: Any) -> dict[str, Any]:
-    """A record as plain values."""
-    from prefinetune.families.base import plain
-
-    return {
-        "name": task.name, "source": plain(task.source.describe()), "slug": task.slug, task.family.kind: task.family.settings(),
-        "splits": dict(task.splits), "tags": sorted(task.tags), "license": task.license, "cite": task.cite,
-        "evaluation_only": task.evaluation_only, "note": task.note,
-    }  # fmt: skip
-
-
-def emit(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, default=str))
-
-
-def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False, markup=False)
-    console.print(table)
 
 
 def main() -> None:
