@@ -11,6 +11,15 @@ class InputError(ValueError):
     """Something the user gave is not usable; the message names it and says what would have been accepted."""
 
 
+class Unavailable(InputError):
+    """A dataset that cannot be found. `unreachable` says that the hub could not be asked at all; `obtainable` that it may be had
+    from there."""
+
+    def __init__(self, message: str, unreachable: bool = False, obtainable: bool = True) -> None:
+        super().__init__(message)
+        self.unreachable, self.obtainable = unreachable, obtainable
+
+
 class FieldError(InputError):
     """One value of one row is not usable. Whoever knows the file and the row number adds them with `at`."""
 

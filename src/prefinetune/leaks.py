@@ -616,12 +616,14 @@ def without_leaks(opened: Sequence[OpenTask], leaks: Leaks) -> list[OpenTask]:
     return cleaned
 
 
-def told(leaks: Leaks, left_out: bool) -> str:
-    """One line about what was found."""
+def told(leaks: Leaks, left_out: bool | None) -> str:
+    """One line about what was found, and (unless None) what training does with it."""
     counts = sorted(leaks.counts.items(), key=lambda item: -item[1])
     if not counts:
         return f"no leaks: no training row shows one of {sum(leaks.evaluation_rows.values()):,} evaluation rows"
     total, rows = sum(count for _, count in counts), sum(leaks.training_rows.values())
     most = ", ".join(f"{task} {count:,}" for task, count in counts[:4])
-    done = "left out of training" if left_out else "trained on all the same (data.leaks=report)"
-    return f"leaks: {total:,} of {rows:,} training rows show evaluation rows and are {done}; most: {most}"
+    done = {None: "", True: " and are left out of training", False: " and are trained on all the same (data.leaks=report)"}[
+        left_out
+    ]
+    return f"leaks: {total:,} of {rows:,} training rows show evaluation rows{done}; most: {most}"

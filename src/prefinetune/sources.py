@@ -10,7 +10,7 @@ import csv
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefinetune.errors import FieldError, InputError, RowError, listing, nearest
+from prefinetune.errors import FieldError, InputError, RowError, Unavailable, listing, nearest
 from prefinetune.mixture import permute
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Hub(Source):
                 return Files(str(folder))
         if self.id is None:
             where = f"{data_root} has no folder {slug!r}" if data_root else "give its mirror's folder with --data-root"
-            raise InputError(f"{slug}: no copy of this set on the hub is known; {where}")
+            raise Unavailable(f"{slug}: no copy of this set on the hub is known; {where}", obtainable=False)
         return self
 
     def _ask(self, question: Any) -> Any:
@@ -94,9 +94,10 @@ class Hub(Source):
             raise
         except Exception as error:  # every failure of the hub client, offline or not found, is one message to the user
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(
+            raise Unavailable(
                 f"hub dataset {self.describe()!r} could not be read ({type(error).__name__}: {reason[:200]}). Offline? "
-                "Give a folder that holds a mirror of it as SLUG/SPLIT.parquet with --data-root"
+                "Give a folder that holds a mirror of it as SLUG/SPLIT.parquet with --data-root",
+                unreachable=isinstance(error, (ConnectionError, TimeoutError)),
             ) from error
 
     def splits(self) -> list[str]:
@@ -364,6 +365,60 @@ def open_task(task: Task, data_root: str | Path | None = None, max_rows: int | N
     if root is not None and not root.is_dir():
         raise InputError(f"data root {str(root)!r} is not a folder; expected a mirror of hub datasets, SLUG/SPLIT.parquet")
     return OpenTask(task, task.source.at(task.slug, root), root, max_rows)
+
+
+def open_tasks(
+    tasks: Iterable[Task],
+    data_root: str | Path | None = None,
+    max_rows: int | None = None,
+    skip_missing: bool = False,
+    needed: str | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> list[OpenTask]:
+    """Find the rows of many tasks, and tell all at once which cannot be found.
+
+    Datasets of which no copy on the hub is known, and that the mirror does not hold, are left out and named.
+
+    Args:
+        skip_missing: leave the others that cannot be found out, too.
+        needed: a role that every task must have, such as train.
+        say: told what is left out.
+
+    Raises:
+        InputError: a task's rows cannot be found and `skip_missing` is false, or nothing is left.
+    """
+    opened: list[OpenTask] = []
+    mirror_only: list[str] = []
+    missing: dict[str, Unavailable] = {}
+    unreachable: Unavailable | None = None
+    for task in tasks:
+        try:
+            one = open_task(task, data_root, max_rows)
+            if unreachable and isinstance(one.source, Hub):  # each would wait for the same time-out
+                raise unreachable
+            if needed and needed not in one.roles:
+                raise Unavailable(f"task {task.name!r}: no {needed} split; there are {listing(one.source.splits())}")
+            opened.append(one)
+        except Unavailable as problem:
+            unreachable = problem if problem.unreachable else unreachable
+            if problem.obtainable:
+                missing[task.name] = problem
+            else:
+                mirror_only.append(task.name)
+    if mirror_only:
+        say(f"left out, as no copy on the hub is known and the mirror has none: {listing(mirror_only, 200)}")
+    if missing:
+        first = next(iter(missing.values()))
+        if not skip_missing:
+            raise InputError(
+                f"{len(missing)} datasets cannot be found: {listing(missing, 200)}. The first: {first}. On a machine that "
+                "reaches the hub, `prefinetune tasks mirror SUITE DIR` writes them to a folder for --data-root; --skip-missing goes on "
+                "without them"
+            )
+        say(f"left out, as they cannot be found: {listing(missing, 200)}")
+    if not opened:
+        raise InputError("none of the datasets can be found" + (f": {next(iter(missing.values()))}" if missing else ""))
+    return opened
 
 
 # ---- checks

@@ -23,6 +23,7 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(envvar="PREFINETUNE_DATA_ROOT", help="A mirror of hub datasets: DATA_ROOT/SLUG/SPLIT.parquet."),
 ]
+SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Go on without the datasets that cannot be found.")]
 Cache = Annotated[Path | None, typer.Option(envvar="PREFINETUNE_CACHE", help="Where token stores are kept.")]
 Seed = Annotated[int, typer.Option(help="Of heads, orders, masks and dropout.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from prefinetune.cli.shared import DataRoot, Json, emit, find_suite, show_table
+from prefinetune.cli.shared import DataRoot, Json, SkipMissing, emit, find_suite, show_table
 
 tasks_app = typer.Typer(help="What is in the catalogue, and how a task's rows reach the model.", no_args_is_help=True)
 
@@ -86,6 +88,56 @@ def preview(
                 print(f"    tokens: {ids}")
             for ids in example.get("written", ()):
                 print(f"    written: {ids}")
+
+
+@tasks_app.command("leaks")
+def leaks(
+    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue.")],
+    against: Annotated[str, typer.Option(help="Further tasks whose evaluation rows must not be trained on.")] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for leaks.json (also a drop list) and leaks.html.")
+    ] = None,
+    ngram: Annotated[int, typer.Option(min=2, help="Words in an n-gram.")] = 13,
+    share: Annotated[float, typer.Option(help="Of a text's n-grams that must stand in another.")] = 0.5,
+    data_root: DataRoot = None,
+    skip_missing: SkipMissing = False,
+    as_json: Json = False,
+) -> None:
+    """Find training rows that show evaluation rows, within a task and across tasks. Training leaves them out by itself."""
+    from prefinetune.display import Display
+    from prefinetune.leaks import find_leaks, told
+    from prefinetune.report.leaks import write_leaks
+    from prefinetune.results import write
+    from prefinetune.sources import open_tasks
+
+    display = Display()
+    opened = open_tasks(find_suite(suite), data_root, skip_missing=skip_missing, say=display.say)
+    others = open_tasks(find_suite(against), data_root, say=display.say) if against else []
+    with display.counting(
+        "rows compared", sum(len(one.split(role)) for one in (*opened, *others) for role in one.roles)
+    ) as advance:
+        found = find_leaks(opened, others, ngram, share, advance)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        write(out / "leaks.json", json.dumps(found.as_dict(), ensure_ascii=False))
+        write_leaks(found, suite, out / "leaks.html")
+        display.say(f"{out / 'leaks.html'} shows pairs; {out / 'leaks.json'}, as overlap-NAME.json in a mirror, is a drop list")
+    if as_json:
+        emit(found.as_dict())
+        return
+    leaking = [one for one in found.overlaps if one.rows]
+    if leaking:
+        show_table(
+            ("training task", "evaluation split", "exact", "norm.", "n-gram", "evaluation rows"),
+            [
+                (one.task, f"{one.against}/{one.role}", f"{one.exact:,}", f"{one.normalised:,}", f"{one.ngram:,}",
+                 f"{one.evaluation_rows:,} of {one.evaluation_size:,}")
+                for one in leaking
+            ],
+        )  # fmt: skip
+    if sharing := len(found.overlaps) - len(leaking):
+        display.say(f"{sharing} more pairs of splits have contexts or other texts in common, which is no leak; --out shows them")
+    display.say(told(found, left_out=None))
 
 
 def about(task: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,15 +29,13 @@ from prefinetune.report.charts import (
     share_chart,
     speed_charts,
 )
+from prefinetune.report.document import document, resource
 from prefinetune.report.markup import Markup, embedded, listed, markup, printable, tag
 from prefinetune.report.read import Compared, Found, Run, default_settings, flat, read_folders, starts
 from prefinetune.results import now, write
 
 MOST_PANELS = 11  # small multiples shown before the reader asks for all: with their mean, full rows of two, three or four
 MOST_NAMES = 12  # in a sentence
-
-# The page needs nothing from anywhere, and a browser that obeys this would not fetch it if it tried.
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
 
 TERMS = (
     (
@@ -105,33 +102,16 @@ class Page:
             "nav", listed(tag("a", words, href=f"#{anchor}") for anchor, words in self.contents), aria_label="contents"
         )
         title = "Did pre-finetuning help?" if self.found.comparisons else "Pre-finetuning runs"
-        resources = files("prefinetune.report")
         data = {"tasks": self.tasks.entries, "charts": self.charts}
-        return (
-            "<!doctype html>\n"
-            + tag(
-                "html",
-                tag(
-                    "head",
-                    Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-                    Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
-                    Markup('<meta name="color-scheme" content="light dark">'),
-                    tag("title", title),
-                    tag("style", Markup((resources / "page.css").read_text(encoding="utf-8"))),
-                ),
-                tag(
-                    "body",
-                    tag("header", self.masthead(title), self.opening(), contents),
-                    self.tools(),
-                    tag("main", body),
-                    tag("footer", tag("p", "Written by prefinetune. This file needs no network.")),
-                    tag("script", embedded(data), type="application/json", id="data"),
-                    tag("script", Markup(get_plotlyjs())),
-                    tag("script", Markup((resources / "page.js").read_text(encoding="utf-8"))),
-                ),
-                lang="en",
-            )
-            + "\n"
+        return document(
+            title,
+            tag("header", self.masthead(title), self.opening(), contents),
+            self.tools(),
+            tag("main", body),
+            tag("footer", tag("p", "Written by prefinetune. This file needs no network.")),
+            tag("script", embedded(data), type="application/json", id="data"),
+            tag("script", Markup(get_plotlyjs())),
+            tag("script", Markup(resource("page.js"))),
         )
 
     # ---- the top
