@@ -396,7 +396,8 @@ def open_tasks(
             one = open_task(task, data_root, max_rows)
             if unreachable and isinstance(one.source, Hub):  # each would wait for the same time-out
                 raise unreachable
-            if needed and needed not in one.roles:
+            roles = one.roles  # which asks the hub for its splits
+            if needed and needed not in roles:
                 raise Unavailable(f"task {task.name!r}: no {needed} split; there are {listing(one.source.splits())}")
             opened.append(one)
         except Unavailable as problem:
@@ -412,8 +413,8 @@ def open_tasks(
         if not skip_missing:
             raise InputError(
                 f"{len(missing)} datasets cannot be found: {listing(missing, 200)}. The first: {first}. On a machine that "
-                "reaches the hub, `prefinetune tasks mirror SUITE DIR` writes them to a folder for --data-root; --skip-missing goes on "
-                "without them"
+                "reaches the hub, `prefinetune tasks mirror SUITE DIR` writes them to a folder for --data-root; "
+                "--skip-missing goes on without them"
             )
         say(f"left out, as they cannot be found: {listing(missing, 200)}")
     if not opened:

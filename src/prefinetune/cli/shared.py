@@ -56,8 +56,9 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in header:
-        table.add_column(name, overflow="fold")
+    for at, name in enumerate(header):
+        is_number = bool(rows) and all(row[at].replace(",", "").isdigit() for row in rows)
+        table.add_column(name, overflow="fold", justify="right" if is_number else "left")
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False, markup=False)
