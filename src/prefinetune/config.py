@@ -28,6 +28,9 @@ class DataSettings(Section):
     bad_rows: Literal["error", "skip"] = Field(
         "error", description="stop at a row that cannot be used, or leave it out and count"
     )
+    leaks: Literal["drop", "report", "off"] = Field(
+        "drop", description="training rows that show evaluation rows: leave them out, only say so, or do not look"
+    )
 
 
 class MixtureSettings(Section):

@@ -597,23 +597,28 @@ def known_leaks(
     return found
 
 
-def without_leaks(opened: Sequence[OpenTask], leaks: Leaks) -> list[OpenTask]:
-    """The tasks without the training rows that leak.
+def leave_out(
+    opened: Sequence[OpenTask], against: Sequence[OpenTask], setting: str, cache: Path | None, display: Display
+) -> tuple[list[OpenTask], Leaks | None]:
+    """The tasks as `data.leaks` wants them: without the training rows that leak (drop), as they are with word of it (report), or
+    unseen (off).
 
     Raises:
-        InputError: a task has no other rows.
+        InputError: all training rows of a task leak.
     """
-    cleaned = []
+    if setting == "off":
+        return list(opened), None
+    leaks = known_leaks(opened, against, cache, display)
+    display.say(told(leaks, setting == "drop"))
+    if setting == "report":
+        return list(opened), leaks
     for one in opened:
-        rows = leaks.rows(one.task.name)
-        if len(rows) and len(rows) == leaks.training_rows[one.task.name]:
-            others = listing(leaks.drop[one.task.name])
+        if leaks.training_rows.get(one.task.name) == len(leaks.rows(one.task.name)):
             raise InputError(
-                f"task {one.task.name!r}: every training row stands in an evaluation split ({others}); take the task out of the "
-                "suite, or train on it all the same with data.leaks=report"
+                f"task {one.task.name!r}: every training row shows an evaluation row ({listing(leaks.drop[one.task.name])}); "
+                "take the task out of the suite, or train on these rows all the same with data.leaks=report"
             )
-        cleaned.append(one.without("train", rows) if len(rows) else one)
-    return cleaned
+    return [one.without("train", leaks.rows(one.task.name)) if one.task.name in leaks.counts else one for one in opened], leaks
 
 
 def told(leaks: Leaks, left_out: bool | None) -> str:

@@ -49,7 +49,8 @@ def dropped(run: Path) -> dict[str, np.ndarray]:
     path = run / "leaks.json"
     if not path.exists():
         return {}
-    listed = json.loads(path.read_text(encoding="utf-8"))["train_rows"]
+    found = json.loads(path.read_text(encoding="utf-8"))
+    listed = found["train_rows"] if found["left_out"] else {}
     return {slug: np.unique(np.concatenate([np.array(rows) for rows in others.values()])) for slug, others in listed.items()}
 
 

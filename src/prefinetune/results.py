@@ -79,6 +79,10 @@ class RunFolder:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write(self.path / "predictions" / f"{slug}.jsonl", text)
 
+    def write_leaks(self, found: Mapping[str, Any]) -> None:
+        """Which training rows show evaluation rows, and whether they were left out."""
+        write(self.path / "leaks.json", json.dumps(found, ensure_ascii=False))
+
     def metrics(self) -> list[dict[str, Any]]:
         return read_records(self.path / "metrics.jsonl")
 

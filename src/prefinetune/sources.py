@@ -37,6 +37,7 @@ ALIASES = {
     "evaluation": "validation",
 }
 ROLES = ("train", "validation", "test")
+PARQUET = "refs/convert/parquet"  # the hub's own branch with a set's rows as Parquet files, CONFIG/SPLIT/0000.parquet
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 1000  # of the training rows, where a source has no validation split
 
 
@@ -68,7 +69,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Hub(Source):
-    """A dataset on the Hugging Face hub; `id` None where only mirrors of it are known."""
+    """A dataset on the Hugging Face hub; `id` None where only mirrors of it are known. With the revision PARQUET it is the copy that
+    the hub itself made of a set whose repository holds a script, in which a configuration is a folder."""
 
     id: str | None
     config: str | None = None
@@ -101,10 +103,18 @@ class Hub(Source):
             ) from error
 
     def splits(self) -> list[str]:
-        return self._ask(lambda d: list(d.get_dataset_split_names(self.id, self.config, revision=self.revision)))
+        return self._ask(lambda d: list(d.get_dataset_split_names(self.id, self._name, revision=self.revision, **self._folder)))
 
     def read(self, split: str) -> Dataset:
-        return self._ask(lambda d: d.load_dataset(self.id, self.config, revision=self.revision, split=split))
+        return self._ask(lambda d: d.load_dataset(self.id, self._name, split=split, revision=self.revision, **self._folder))
+
+    @property
+    def _name(self) -> str | None:
+        return None if self.revision == PARQUET else self.config
+
+    @property
+    def _folder(self) -> dict[str, str]:
+        return {"data_dir": self.config} if self.revision == PARQUET and self.config else {}
 
     def place(self, split: str) -> str:
         return f"{self.describe()} [{split}]"
@@ -277,13 +287,14 @@ class OpenTask:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """Role -> the source's own split name."""
+        """Role -> the source's own split name. In a mirror of a hub set every role has its own name."""
         there = self.source.splits()
-        for role, name in self.task.splits.items():
-            if name not in there:
+        named = self.task.splits if self.source is self.task.source else {}
+        for role, name in named.items():
+            if name is not None and name not in there:
                 wanted = f"no split {name!r} (wanted for {role}){nearest(name, there)}"
                 raise InputError(f"task {self.task.name!r}: {wanted}; there are {listing(there)}")
-        return {role: self.task.splits.get(role, role) for role in ROLES if self.task.splits.get(role, role) in there}
+        return {role: name for role in ROLES if (name := named.get(role, role)) in there}
 
     @property
     def roles(self) -> list[str]:

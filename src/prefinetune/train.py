@@ -27,11 +27,12 @@ from prefinetune.evaluate import Evaluation, evaluate, mean_score, readable
 from prefinetune.export import load_head, save_trunk_and_heads
 from prefinetune.families import Encoded, Examples, Family, Segment
 from prefinetune.families.base import plain
+from prefinetune.leaks import leave_out
 from prefinetune.mixture import Mixture, hash_key, shares
 from prefinetune.model import MultiTask, check_tasks, load_backbone, read_config
 from prefinetune.objective import draw_noise, draw_noised, example_weights, regularized, scaled, weighted_sum
 from prefinetune.results import RunFolder
-from prefinetune.sources import OpenTask, open_task
+from prefinetune.sources import OpenTask, open_tasks
 from prefinetune.store import Store, build_store, encode_split
 from prefinetune.task import Suite, Task, read_suite
 from prefinetune.tokenizer import Tokenizer, load_tokenizer
@@ -432,6 +433,8 @@ def train(
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
     resume: bool = False,
+    against: Sequence[Task] = (),
+    skip_missing: bool = False,
     display: Display | None = None,
 ) -> Run:
     """Pre-finetune a model on a suite.
@@ -444,6 +447,8 @@ def train(
         data_root: a mirror of hub datasets, DATA_ROOT/SLUG/SPLIT.parquet.
         cache: where token stores are kept.
         resume: go on with the run that `out` holds.
+        against: further tasks whose evaluation rows must not be trained on, such as those the model will be judged by.
+        skip_missing: go on without the datasets that cannot be found.
 
     Raises:
         InputError: anything in suite, data, model or settings that cannot be used.
@@ -457,7 +462,10 @@ def train(
             raise InputError(f"task {task.name!r} is for evaluation only and must not be trained on; take it out of the suite")
     name = str(model_folder(model))
     tokenizer = model_tokenizer(name, suite.tasks, config.data)
-    opened = [open_task(task, data_root, config.data.max_rows) for task in suite]
+    opened = open_tasks(suite, data_root, config.data.max_rows, skip_missing, "train", display.say)
+    suite = Suite(suite.name, tuple(one.task for one in opened), suite.mixture)
+    protected = open_tasks(against, data_root, say=display.say) if against else []
+    opened, leaks = leave_out(opened, protected, config.data.leaks, Path(cache) if cache else None, display)
     skip = config.data.bad_rows == "skip"
     stores = prepare(opened, tokenizer, Path(cache) if cache else None, skip, display)
     families = {one.task.name: one.family for one in opened}
@@ -476,6 +484,8 @@ def train(
         last, scores = next(iter(recorded.values())), {task: record["scores"] for task, record in recorded.items()}
         return Run(folder.path, scores, last["updates"], last["examples"], last["seconds"])
     folder.start(identity, config.to_yaml(), {"name": suite.name, "model": name, "tasks": resolved}, resume)
+    if leaks:
+        folder.write_leaks({**leaks.as_dict(), "left_out": config.data.leaks == "drop"})
     report_cuts(resolved, display)
 
     backbone = load_backbone(name, config.model.attention_dropout, config.objective.spectral_norm)

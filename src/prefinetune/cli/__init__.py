@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from prefinetune.cli.shared import Cache, DataRoot, Json, Out, Resume, Seed, Settings, emit, find_suite, show_table
+from prefinetune.cli.shared import Cache, DataRoot, Json, Out, Resume, Seed, Settings, SkipMissing, emit, find_suite, show_table
 from prefinetune.cli.tasks import tasks_app
 from prefinetune.errors import InputError
 
@@ -35,7 +35,9 @@ def train(
     model: Annotated[str, typer.Option("--model", "-m", help="A hub name, a model folder, or a run to go on from.")] = "",
     recipe: Annotated[str, typer.Option(help="Settings, and a model if none is given, by name: see `prefinetune recipes`.")] = "",
     out: Out = Path("runs/train"),
+    against: Annotated[str, typer.Option(help="Tasks whose evaluation rows must not be trained on, as SUITE.")] = "",
     data_root: DataRoot = None,
+    skip_missing: SkipMissing = False,
     cache: Cache = None,
     seed: Seed = 0,
     resume: Resume = False,
@@ -55,7 +57,10 @@ def train(
     if not model:
         raise InputError("--model is missing: a hub name such as roberta-base, or a folder")
     display = Display()
-    done = run(chosen, model, out, config=config, data_root=data_root, cache=cache, resume=resume, display=display)
+    done = run(
+        chosen, model, out, config=config, data_root=data_root, cache=cache, resume=resume,
+        against=find_suite(against).tasks if against else (), skip_missing=skip_missing, display=display,
+    )  # fmt: skip
     display.scores(done.scores)
     display.say(f"{done.updates:,} updates, {done.examples:,} examples in {done.seconds:,.0f} s; the model is in {done.model}")
     if as_json:
