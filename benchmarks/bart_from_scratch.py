@@ -94,7 +94,8 @@ def main() -> None:
             Suite("texts", (texts_as(Denoising("text")),)), out / "permuted", out / "pretrained",
             config=length(PRETRAINING, arguments.pretraining_updates), cache=out / "cache", resume=True, display=display,
         )  # fmt: skip
-    generation = catalog().select("generation").tasks
+    there = (task for task in catalog().select("generation") if not task.evaluation_only)
+    generation = [task for task in there if (arguments.data_root / task.slug).is_dir()]
     tasks = (*map(brief, generation), *(catalog()[name] for name in ENCODER_TASKS))
     if not (out / "pre-finetuned" / "model").exists():
         train(

@@ -135,7 +135,7 @@ def test_a_run_and_a_fine_tuning_on_a_table_leave_what_they_should(command, suit
 
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "suite.yaml", "environment.json", "run.json", "metrics.jsonl", "results.jsonl", "checkpoints", "model",
-        "heads", "predictions",
+        "heads", "predictions", "leaks.json",
     }  # fmt: skip
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["mixture"]["sub_batches"] == 2  # of the suite

@@ -29,10 +29,11 @@ from prefinetune.display import Display
 from prefinetune.errors import InputError, listing
 from prefinetune.evidence import Comparison, best_rates, planned_cells, read_comparison, read_plan, rows_file
 from prefinetune.finetune import DEFAULTS, Prepared, learn, prepare_task, with_length
+from prefinetune.lineage import entries, seen_rows
 from prefinetune.model import read_config
+from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.results import append, environment, now, read_records, set_torn_aside, write
-from prefinetune.sources import open_task
-from prefinetune.store import Store, build_store
+from prefinetune.store import Store
 from prefinetune.task import Task, find_task
 from prefinetune.tokenizer import Tokenizer
 from prefinetune.train import digest_of, model_folder, model_tokenizer
@@ -121,9 +122,11 @@ def compare(
     }  # fmt: skip
     for where in starts.values():  # before any data is read: a task may not be one for this model
         bench.tokenizer(where)
-    for task in found:
-        plan_task(plan, bench, task, starts, labels, display)
+    accounts = [account for task in found for account in plan_task(plan, bench, task, starts, labels, display)]
     claim(folder, plan, display)
+    write_quarantine(folder, accounts)
+    for line in filter(None, (account.told() for account in accounts)):
+        display.say(line)
 
     cells = list(tuning_cells(plan, bench))
     display.say(
@@ -168,19 +171,17 @@ def plan_task(
     starts: Mapping[str, str | Path],
     labels: Sequence[int | None],
     display: Display,
-) -> None:
-    """Open a task, build its stores, and enter into the plan which label counts it has examples for."""
-    settings = bench.settings
-    opened = open_task(task, bench.data_root, settings.data.max_rows)
-    skip = settings.data.bad_rows == "skip"
-    if "train" not in opened.roles:
-        raise InputError(f"task {task.name!r}: no train split; there are {', '.join(opened.source.splits())}")
-    tokenizers = {tokenizer.digest: tokenizer for tokenizer in map(bench.tokenizer, starts.values())}
-    with display.counting(f"rows of {task.name} prepared", len(opened.split("train"))) as advance:
-        stores = [build_store(opened, "train", tokenizer, bench.cache, skip, advance) for tokenizer in tokenizers.values()]
-    total = min(len(store) for store in stores)
+) -> list[Account]:
+    """Read a task as every tokenizer does, and enter into the plan which label counts it has examples for. Returns what became of
+    its rows."""
+    bench.seen[task.name] = seen_rows(list(starts.values()), task, bench.settings.data, bench.data_root, bench.cache, display)
+    prepared = [bench.read(task.name, where, display) for where in starts.values()]
+    opened, total = prepared[0].opened, min(len(one.store) for one in prepared)
     role = "test" if "test" in opened.roles else "validation"
-    bench.data[task.name] = digest_of([opened.digest("train"), opened.digest(role), opened.family.identity(), skip])
+    bench.data[task.name] = digest_of([opened.digest("train"), opened.digest(role), opened.family.identity()])
+    if hidden := len(bench.seen[task.name].get(role, ())):
+        rows = f"{hidden:,} of {len(opened.split(role)) + hidden:,} {role} rows"
+        plan["left_out"].append(f"{task.name}: {rows}, on which an arm was trained; no arm is scored on them")
     counts: dict[str, int] = {}
     for count in labels:
         if count is not None and not 1 <= count <= total:
@@ -195,16 +196,9 @@ def plan_task(
         "source": str(opened.source.describe()), "license": task.license,
     }  # fmt: skip
     for name, where in starts.items():
-        if name != BASE and task.name in trained_on(where):
+        if name != BASE and task.name in {entry["name"] for entry in entries(where)}:
             display.say(f"{task.name} was in the suite of {where}: what arm {name!r} gains on it is not transfer to a new task")
-
-
-def trained_on(start: str | Path) -> set[str]:
-    """Names of the tasks that a run was trained on; empty for a model that is no run."""
-    import yaml
-
-    path = Path(start) / "suite.yaml"
-    return {entry["name"] for entry in yaml.safe_load(path.read_text())["tasks"]} if path.exists() else set()
+    return prepared[0].accounts
 
 
 def claim(folder: Path, plan: Mapping[str, Any], display: Display) -> None:
@@ -246,6 +240,7 @@ class Bench:
     data_root: str | Path | None
     cache: Path | None
     data: dict[str, str] = field(default_factory=dict)  # task -> digest of its rows
+    seen: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # task -> role -> evaluation rows an arm was trained on
     tokenizers: dict[str, Tokenizer] = field(default_factory=dict, repr=False)  # by model
     prepared: dict[tuple[str, str], Prepared] = field(default_factory=dict, repr=False)  # by task and tokenizer
 
@@ -269,7 +264,7 @@ class Bench:
     def run(self, cell: Cell) -> Outcome:
         """A cell's record and row statistics. A fine-tuning that comes to nothing (its loss not finite, say) is a record too."""
         config = self.config(cell.labels, cell.seed, cell.learning_rate)
-        prepared = self.read(cell, config)
+        prepared = self.read(cell.task, cell.start, Display(quiet=True))
         family = prepared.opened.family
         known = {"arm": cell.arm, "learning_rate": cell.learning_rate, "digest": cell.digest}
         examples = prepared.examples(cell.labels, cell.seed)
@@ -296,16 +291,17 @@ class Bench:
             self.tokenizers[name] = model_tokenizer(name, tasks, self.settings.data)
         return self.tokenizers[name]
 
-    def read(self, cell: Cell, config: Config) -> Prepared:
-        """The cell's task as its model's tokenizer reads it; the last few are kept, as cells come task by task."""
-        tokenizer = self.tokenizer(cell.start)
-        key = cell.task, tokenizer.digest
+    def read(self, name: str, start: str | Path, display: Display) -> Prepared:
+        """A task as the tokenizer of a starting point reads it; the last few are kept, as cells come task by task."""
+        tokenizer = self.tokenizer(start)
+        key = name, tokenizer.digest
         if key not in self.prepared:
-            given = self.tasks[cell.task]
+            given = self.tasks[name]
             task = given if isinstance(given, Task) else find_task(given)
             while len(self.prepared) >= 8:
                 del self.prepared[next(iter(self.prepared))]
-            self.prepared[key] = prepare_task(task, tokenizer, config, self.data_root, self.cache, Display(quiet=True))
+            seen = self.seen.get(name)
+            self.prepared[key] = prepare_task(task, tokenizer, self.settings, self.data_root, self.cache, display, seen)
         return self.prepared[key]
 
 

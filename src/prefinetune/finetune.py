@@ -16,8 +16,11 @@ from prefinetune.errors import InputError
 from prefinetune.evaluate import predict, readable
 from prefinetune.export import load_head, save_task_model
 from prefinetune.families import Encoded, Examples, Family
+from prefinetune.leaks import leave_out
+from prefinetune.lineage import seen_rows
 from prefinetune.mixture import hash_key, permute
 from prefinetune.model import MultiTask, load_backbone
+from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.results import RunFolder
 from prefinetune.sources import OpenTask, open_task
 from prefinetune.store import Store, build_store, encode_split
@@ -81,7 +84,8 @@ def finetune(
     config = make_config(DEFAULTS, given)
     name = str(model_folder(start))
     tokenizer = model_tokenizer(name, [task], config.data)
-    prepared = prepare_task(task, tokenizer, config, data_root, cache, display)
+    seen = seen_rows([start], task, config.data, data_root, cache, display)
+    prepared = prepare_task(task, tokenizer, config, data_root, cache, display, seen)
     examples = prepared.examples(labels, config.seed)
     config = with_length(config, given, len(examples))
 
@@ -89,9 +93,10 @@ def finetune(
         "kind": "finetune", "model": name, "settings": config.digest(), "data": prepared.store.manifest["digest"],
         "labels": labels, "keep_head": keep_head,
     }  # fmt: skip
-    folder, resolved = RunFolder(out), describe(prepared.opened, prepared.store)
+    folder, resolved = RunFolder(out), describe(prepared.opened, prepared.store, prepared.accounts)
     folder.start(identity, config.to_yaml(), {"name": task.name, "model": name, "tasks": [resolved]}, resume)
-    report_cuts([resolved], display)
+    write_quarantine(folder.path, prepared.accounts)
+    report_cuts([resolved], prepared.accounts, display)
 
     learned = learn(prepared, start, examples, config, keep_head, folder, display, resume)
     save_task_model(learned.model, task.name, tokenizer, folder.path / "model")
@@ -111,6 +116,7 @@ class Prepared:
     selection: list[Encoded]  # for early stopping, or to choose settings by
     scored: list[Encoded]
     split: str  # what the scored rows are
+    accounts: list[Account]  # what became of the rows of each role
 
     def examples(self, labels: int | float | None, seed: int) -> Examples:
         """The training examples of a few-label subset; all where `labels` is None."""
@@ -119,20 +125,32 @@ class Prepared:
 
 
 def prepare_task(
-    task: Task, tokenizer: Tokenizer, config: Config, data_root: str | Path | None, cache: str | Path | None, display: Display
+    task: Task,
+    tokenizer: Tokenizer,
+    config: Config,
+    data_root: str | Path | None,
+    cache: str | Path | None,
+    display: Display,
+    seen: Mapping[str, np.ndarray] | None = None,
 ) -> Prepared:
     """Read and tokenize a task's splits.
+
+    Args:
+        seen: numbers of evaluation rows to leave out, by role; see `lineage.seen_rows`.
 
     Raises:
         InputError: the task's data cannot be used.
     """
-    opened = open_task(task, data_root, config.data.max_rows)
-    skip = config.data.bad_rows == "skip"
+    opened = open_task(task, data_root, config.data.max_rows, config.data.bad_rows, cache)
     if "train" not in opened.roles:
         raise InputError(f"task {task.name!r}: no train split; there are {', '.join(opened.source.splits())}")
+    (opened,), _ = leave_out([opened], [], config.data.leaks, Path(cache) if cache else None, display)
+    for role, rows in (seen or {}).items():
+        opened = opened.without(role, rows)
     with display.counting("rows prepared", len(opened.split("train"))) as advance:
-        store = build_store(opened, "train", tokenizer, Path(cache) if cache else None, skip, advance)
-    return Prepared(opened, tokenizer, store, *held_out(opened, tokenizer, config.train.evaluation_rows, skip))
+        store = build_store(opened, "train", tokenizer, Path(cache) if cache else None, advance)
+    selection, scored, split, accounts = held_out(opened, tokenizer, config.train.evaluation_rows)
+    return Prepared(opened, tokenizer, store, selection, scored, split, [store.account, *accounts])
 
 
 @dataclass
@@ -204,7 +222,7 @@ def choose(store: Store, family: Family, labels: int | float | None, seed: int) 
     if not 1 <= count <= total or (is_share and labels >= 1):
         raise InputError(f"labels: {labels} is not accepted; expected 1 to {total:,} examples, or a share between 0 and 1")
     order = permute(np.arange(total), total, hash_key(seed, 5))
-    strata = family.strata(store.targets[order])
+    strata = family.strata(store.all_targets())[order]
     rank = np.zeros(total)
     size = np.zeros(total)
     for stratum in np.unique(strata):
@@ -214,13 +232,13 @@ def choose(store: Store, family: Family, labels: int | float | None, seed: int) 
     return np.sort(order[turn[:count]])
 
 
-def held_out(
-    opened: OpenTask, tokenizer: Tokenizer, most: int | None, skip_bad_rows: bool
-) -> tuple[list[Encoded], list[Encoded], str]:
-    """(examples for early stopping, examples to score, what the latter are)."""
-    validation = encode_split(opened, "validation", tokenizer, most, skip_bad_rows)
+def held_out(opened: OpenTask, tokenizer: Tokenizer, most: int | None) -> tuple[list[Encoded], list[Encoded], str, list[Account]]:
+    """(examples for early stopping, examples to score, what the latter are, what became of the rows of each role)."""
+    validation = encode_split(opened, "validation", tokenizer, most)
     if "test" in opened.roles:
-        return validation, encode_split(opened, "test", tokenizer, None, skip_bad_rows), "test"
+        test = encode_split(opened, "test", tokenizer)
+        return validation, test, "test", [validation.account, test.account]
     if len(validation) < 2:
         raise InputError(f"{opened.split('validation').place}: too few rows to stop early on some and score others")
-    return validation[::2], validation[1::2], "validation, the half not used for early stopping"
+    half = "validation, the half not used for early stopping"
+    return validation[::2], validation[1::2], half, [validation.account]

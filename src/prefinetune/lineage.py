@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from prefinetune.errors import InputError
+from prefinetune.config import DataSettings, make_config
+from prefinetune.display import Display
+from prefinetune.errors import InputError, listing
 from prefinetune.families import FAMILIES, Family
+from prefinetune.leaks import EVALUATION, known_leaks
 from prefinetune.sources import OpenTask, open_task
 from prefinetune.task import Task, build, read_source
 
@@ -24,19 +27,59 @@ def entries(run: str | Path) -> list[dict[str, Any]]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else []
 
 
-def trained_rows(run: str | Path, max_rows: int | None = None) -> tuple[list[OpenTask], dict[str, str]]:
-    """The tasks of a run with the training rows it used, and those that cannot be opened again, each with the reason.
+def seen_rows(
+    starts: Sequence[str | Path],
+    task: Task,
+    settings: DataSettings,
+    data_root: str | Path | None,
+    cache: str | Path | None,
+    display: Display,
+) -> dict[str, np.ndarray]:
+    """Evaluation rows of a task that stand in what any of the starting points was trained on, and on which no score should rest:
+    their numbers by role. None unless `data.leaks` is drop.
 
-    Args:
-        run: a run's folder; a model that is no run was trained on nothing we know.
-        max_rows: the run's `data.max_rows`.
+    Raises:
+        InputError: all rows of a split do.
     """
+    found: dict[str, np.ndarray] = {}
+    if settings.leaks == "off":
+        return found
+    target = open_task(task, data_root, settings.max_rows, settings.bad_rows, cache)
+    for start in starts:
+        trained, unknown = trained_rows(start, cache)
+        if unknown:
+            display.say(f"{start}: whether it was trained on rows of {task.name} is not known for {listing(unknown)}, which "
+                        f"cannot be opened again ({next(iter(unknown.values()))})")  # fmt: skip
+        if not trained:
+            continue
+        leaks = known_leaks(trained, [target], Path(cache) if cache else None, display, only_against=True)
+        for role in EVALUATION:
+            rows = leaks.leaking.get(f"{task.slug}/{role}")
+            if rows is None:
+                continue
+            size = len(target.split(role))
+            done = "are not scored" if settings.leaks == "drop" else "are scored all the same (data.leaks=report)"
+            display.say(f"{task.name}: {len(rows):,} of {size:,} {role} rows stand in what {start} was trained on and {done}")
+            found[role] = np.union1d(found.get(role, rows), rows)
+            if settings.leaks == "drop" and len(found[role]) == size:
+                raise InputError(
+                    f"task {task.name!r}: every {role} row stands in what {start} was trained on, so that no score would mean "
+                    "anything; data.leaks=report scores them all the same"
+                )
+    return found if settings.leaks == "drop" else {}
+
+
+def trained_rows(run: str | Path, cache: str | Path | None = None) -> tuple[list[OpenTask], dict[str, str]]:
+    """The tasks of a run with the training rows it used, and those that cannot be opened again, each with the reason. Of a model
+    that is no run nothing is known."""
     left_out = dropped(Path(run))
+    path = Path(run) / "config.yaml"
+    settings = make_config(yaml.safe_load(path.read_text(encoding="utf-8"))).data if path.exists() else DataSettings()
     opened: list[OpenTask] = []
     unknown: dict[str, str] = {}
     for entry in entries(run):
         try:
-            one = reopen(entry, max_rows)
+            one = reopen(entry, settings, cache)
             rows = left_out.get(one.task.slug)
             opened.append(one if rows is None else one.without("train", rows))
         except InputError as problem:
@@ -54,7 +97,7 @@ def dropped(run: Path) -> dict[str, np.ndarray]:
     return {slug: np.unique(np.concatenate([np.array(rows) for rows in others.values()])) for slug, others in listed.items()}
 
 
-def reopen(entry: Mapping[str, Any], max_rows: int | None) -> OpenTask:
+def reopen(entry: Mapping[str, Any], settings: DataSettings, cache: str | Path | None) -> OpenTask:
     """One task of a suite.yaml.
 
     Raises:
@@ -67,7 +110,7 @@ def reopen(entry: Mapping[str, Any], max_rows: int | None) -> OpenTask:
     task = Task(name, read_source(source, Path(), name), family_of(entry), splits)
     folder = Path(source) if isinstance(source, str) else Path()
     is_mirror = not str(source).startswith("hub:") and folder.is_dir() and folder.name == task.slug
-    one = open_task(task, folder.parent if is_mirror else None, max_rows)
+    one = open_task(task, folder.parent if is_mirror else None, settings.max_rows, settings.bad_rows, cache)
     one.split("train")
     return one
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from prefinetune.catalog.record import record
 from prefinetune.families import Generation
-from prefinetune.sources import Hub
+from prefinetune.sources import PARQUET, Hub
+from prefinetune.task import Task
 
 
 def facts(row: Mapping[str, Any]) -> str:
@@ -21,11 +22,40 @@ def concepts(row: Mapping[str, Any]) -> str:
     return " ".join(row["concepts"])
 
 
+def scientific_papers(config: str, tags: str) -> Task:
+    return record(
+        f"scientific_papers/{config}", Hub("armanc/scientific_papers", config, PARQUET), Generation("article", "abstract"),
+        f"summarization scientific {tags}", cite="Cohan et al. 2018, arXiv 1804.05685", evaluation_only=True,
+    )  # fmt: skip
+
+
 # fmt: off
 TASKS = [
-    record("xsum/resplit", Hub("EdinburghNLP/xsum"), Generation("document", "summary"),
+    record("cnn_dailymail", Hub("abisee/cnn_dailymail", "3.0.0"), Generation("article", "highlights"),
+           "summarization news", cite="Hermann et al. 2015, arXiv 1506.03340; See et al. 2017, arXiv 1704.04368",
+           note="a highlight to a line"),
+    record("xsum", Hub("EdinburghNLP/xsum", "default", PARQUET), Generation("document", "summary"),
+           "summarization news", cite="Narayan et al. 2018, arXiv 1808.08745", note="one sentence"),
+    record("xsum/resplit", Hub(None), Generation("document", "summary"),
            "summarization news", cite="Narayan et al. 2018, arXiv 1808.08745",
-           note="one sentence; mirror: 1,000 of the official test rows, split again"),
+           note="one sentence; from EdinburghNLP/xsum: 1,000 of the official test rows, split again"),
+    record("billsum", Hub("FiscalNote/billsum"), Generation("text", "summary"),
+           "summarization legal", license="CC0-1.0", cite="Kornilova and Eidelman 2019, arXiv 1910.00523",
+           note="Californian bills (ca_test) are not read"),
+    record("multi_news", Hub("alexfabbri/multi_news", "default", PARQUET), Generation("document", "summary"),
+           "summarization news", license="non-commercial research and educational purposes only",
+           cite="Fabbri et al. 2019, arXiv 1906.01749", note="several articles in one text, with '|||||' between them"),
+    record("gigaword", Hub("Harvard/gigaword", "default", PARQUET), Generation("document", "summary"),
+           "headline news", license="MIT", cite="Graff et al. 2003; Rush et al. 2015, arXiv 1509.00685",
+           evaluation_only=True, note="a first sentence's headline; lower case, tokenized"),
+    record("reddit_tifu/long", Hub("ctr4si/reddit_tifu", "long", PARQUET), Generation("documents", "tldr"),
+           "summarization social-media", license="MIT", cite="Kim et al. 2018, arXiv 1811.00783", evaluation_only=True,
+           note="training rows only, so that some are held out; the splits that papers report on are not the hub's"),
+    scientific_papers("arxiv", "arxiv"),
+    scientific_papers("pubmed", "medical"),
+    record("big_patent/all", Hub("NortheasternUniversity/big_patent", "all", PARQUET),
+           Generation("description", "abstract"),
+           "summarization legal", license="CC BY 4.0", cite="Sharma et al. 2019, arXiv 1906.03741", evaluation_only=True),
     record("bbc_news_summary", Hub(None), Generation("document", "summary"),
            "summarization news", cite="Greene and Cunningham 2006",
            note="sentences taken from the article, in an order of their own; lower case; form of its own "
@@ -41,11 +71,14 @@ TASKS = [
     record("mts_dialog", Hub("har1/MTS_Dialogue-Clinical_Note"), Generation("dialogue", "section_text"),
            "summarization dialogue medical", license="CC BY 4.0", cite="Ben Abacha et al. 2023, 2023.eacl-main.168",
            note="a section of a clinical note; its header is to be found out as well, and so no input"),
-    record("meqsum/resplit", Hub("bigbio/meqsum", "meqsum_source"), Generation("CHQ", "Summary"),
-           "summarization medical", license="CC BY 4.0",
-           cite="Ben Abacha and Demner-Fushman 2019, P19-1215",
-           note="a consumer's letter as one question; mirror: the 1,000 rows, split; some letters stand in mediqa_rqe's "
-                "validation and test"),
+    record("meqsum", Hub("bigbio/meqsum", "meqsum_source", PARQUET), Generation("CHQ", "Summary"),
+           "summarization medical", license="CC BY 4.0", cite="Ben Abacha and Demner-Fushman 2019, P19-1215",
+           note="a consumer's letter as one question; training rows only, so that some are held out; some letters stand in "
+                "mediqa_rqe's validation and test"),
+    record("meqsum/resplit", Hub(None), Generation("CHQ", "Summary"),
+           "summarization medical", license="CC BY 4.0", cite="Ben Abacha and Demner-Fushman 2019, P19-1215",
+           note="a consumer's letter as one question; from bigbio/meqsum: the 1,000 rows, split; some letters stand in "
+                "mediqa_rqe's validation and test"),
     record("aeslc", Hub("Yale-LILY/aeslc"), Generation("email_body", "subject_line"),
            "headline email", license="CC BY-NC-SA 4.0", cite="Zhang and Tetreault 2019, arXiv 1906.03497",
            note="a ninth of the test mails stand in validation too"),
@@ -64,12 +97,20 @@ TASKS = [
            "data-to-text", license="CC BY-NC-SA 4.0", cite="Gardent et al. 2017, W17-3518",
            note="training has a row per reference, evaluation a row per set of facts; form of its own (the hub's "
                 "webnlg-challenge/web_nlg nests)"),
-    record("dart/resplit", Hub("Yale-LILY/dart"),
+    record("dart", Hub("Yale-LILY/dart", "default", PARQUET),
            Generation(facts, "annotations.text.0", references="annotations.text"),
            "data-to-text", license="MIT", cite="Nan et al. 2021, arXiv 2007.02871",
-           note="trained on the first of several references; mirror: training rows are the official test split, which holds all "
-                "test rows of web_nlg and the training rows of e2e_nlg/resplit; validation holds validation rows of both"),
-    record("e2e_nlg/resplit", Hub("tuetschek/e2e_nlg"), Generation("meaning_representation", "human_reference"),
+           note="trained on the first of several references; holds rows of web_nlg and e2e_nlg"),
+    record("dart/resplit", Hub(None),
+           Generation(facts, "annotations.text.0", references="annotations.text"),
+           "data-to-text", license="MIT", cite="Nan et al. 2021, arXiv 2007.02871",
+           note="trained on the first of several references; from Yale-LILY/dart: training rows are the official test split, "
+                "which holds all test rows of web_nlg and the training rows of e2e_nlg/resplit; validation holds validation rows "
+                "of both"),
+    record("e2e_nlg", Hub("tuetschek/e2e_nlg", "default", PARQUET), Generation("meaning_representation", "human_reference"),
            "data-to-text", license="CC BY-SA 4.0", cite="Novikova et al. 2017, arXiv 1706.09254",
-           note="a row per reference; mirror: training rows are the official test split"),
+           note="a row per reference"),
+    record("e2e_nlg/resplit", Hub(None), Generation("meaning_representation", "human_reference"),
+           "data-to-text", license="CC BY-SA 4.0", cite="Novikova et al. 2017, arXiv 1706.09254",
+           note="a row per reference; from tuetschek/e2e_nlg: training rows are the official test split"),
 ]

@@ -35,6 +35,7 @@ TASKS = [
     tweet_eval("hate", "hate", ("non-hate", "hate")),
     tweet_eval("irony", "irony", ("non_irony", "irony")),
     tweet_eval("offensive", "hate offensive", ("non-offensive", "offensive")),
+    tweet_eval("sentiment", "sentiment", ("negative", "neutral", "positive")),
     *map(stance, ("abortion", "atheism", "climate", "feminist", "hillary")),
     record("olid/subtask_b", Hub(None), Classification("tweet", labels=("TIN", "UNT")),
            "hate offensive tweets", cite="Zampieri et al. 2019, arXiv 1902.09666",

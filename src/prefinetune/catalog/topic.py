@@ -1,8 +1,8 @@
-"""Topic and kind of a text: news, newsgroups, spam, clickbait, truthfulness."""
+"""Topic and kind of a text: news, newsgroups, questions, spam, clickbait, truthfulness, partisanship."""
 
 from prefinetune.catalog.record import record, words
 from prefinetune.families import Classification
-from prefinetune.sources import Hub
+from prefinetune.sources import PARQUET, Hub
 
 NEWSGROUPS = words("""
     alt.atheism comp.graphics comp.os.ms-windows.misc comp.sys.ibm.pc.hardware comp.sys.mac.hardware
@@ -19,6 +19,15 @@ TASKS = [
     record("SetFit/20_newsgroups", Hub("SetFit/20_newsgroups"), Classification("text", labels=NEWSGROUPS),
            "topic", cite="Lang 1995",
            note="without headers and quotes, which give the group away; the hub's copy also holds empty texts"),
+    record("trec", Hub("CogComp/trec", "default", PARQUET),
+           Classification("text", label="coarse_label", labels=("ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM")),
+           "question-type", cite="Li and Roth 2002, C02-1150; Hovy et al. 2001, H01-1069",
+           note="what a question asks for, of six kinds; fine_label has fifty"),
+    record("hyperpartisan_news_detection/byarticle",
+           Hub("SemEvalWorkshop/hyperpartisan_news_detection", "byarticle", PARQUET),
+           Classification(("title", "text"), label="hyperpartisan", labels=("not hyperpartisan", "hyperpartisan")),
+           "news partisanship", license="CC BY 4.0", cite="Kiesel et al. 2019", evaluation_only=True,
+           note="training rows only, so that some are held out; articles with their HTML"),
     record("reuters/r8", Hub(None),
            Classification("text", labels=("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")),
            "topic news", note="lower case, no punctuation"),
