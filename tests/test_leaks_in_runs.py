@@ -221,3 +221,18 @@ def test_all_missing_datasets_are_named_at_once_and_can_be_skipped(task, tmp_pat
 def test_a_task_without_a_split_that_is_needed_counts_as_missing(task):
     with pytest.raises(InputError, match="1 datasets cannot be found: only-test"):
         open_tasks([task("only-test", test=SENTENCES[:5]), task("whole", train=SENTENCES[:5])], needed="train")
+
+
+def test_a_run_that_kept_clear_of_a_task_is_not_asked_again(task, judged, tiny_model, tmp_path, cache, lines):
+    rows_in_memory = [{"text": text, "label": str(at % 2)} for at, text in enumerate(SENTENCES[20:60])]
+    from prefinetune.sources import Rows
+
+    memory = Task("memory", Rows({"train": rows_in_memory}), Classification("text", label="label"))
+    run = train(Suite("memory", (memory,)), tiny_model, tmp_path / "run", config=CONFIG, against=[judged]).folder
+    quick = {"train": {"updates": 2}}
+    assert finetune(judged, run, tmp_path / "tuned", config=quick, display=lines).record["rows"] == 16
+    assert not any("cannot be opened again" in line for line in lines.told)
+    with (tmp_path / "judged" / "test.jsonl").open("a") as file:  # these are not the rows that it kept clear of
+        file.write(json.dumps(rows(SENTENCES[399:400])[0]) + "\n")
+    finetune(judged, run, tmp_path / "again", config=quick, display=lines)
+    assert any("not known for memory, which cannot be opened again" in line for line in lines.told)

@@ -14,7 +14,7 @@ from prefinetune.config import DataSettings, make_config
 from prefinetune.display import Display
 from prefinetune.errors import InputError, listing
 from prefinetune.families import FAMILIES, Family
-from prefinetune.leaks import EVALUATION, known_leaks
+from prefinetune.leaks import EVALUATION, evaluation_splits, known_leaks, split_name
 from prefinetune.sources import OpenTask, open_task
 from prefinetune.task import Task, build, read_source
 
@@ -46,6 +46,8 @@ def seen_rows(
         return found
     target = open_task(task, data_root, settings.max_rows, settings.bad_rows, cache)
     for start in starts:
+        if keeps_clear(Path(start), target):
+            continue
         trained, unknown = trained_rows(start, cache)
         if unknown:
             display.say(f"{start}: whether it was trained on rows of {task.name} is not known for {listing(unknown)}, which "
@@ -85,6 +87,14 @@ def trained_rows(run: str | Path, cache: str | Path | None = None) -> tuple[list
         except InputError as problem:
             unknown[entry["name"]] = str(problem)
     return opened, unknown
+
+
+def keeps_clear(run: Path, target: OpenTask) -> bool:
+    """Whether a run has left out what shows the evaluation rows of a task, as they are now."""
+    path = run / "leaks.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    compared = found.get("compared_with", {}) if found.get("left_out") else {}
+    return all(compared.get(split_name(target, role)) == target.digest(role) for _, role in evaluation_splits([target]))
 
 
 def dropped(run: Path) -> dict[str, np.ndarray]:

@@ -8,9 +8,10 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,11 @@ from prefinetune.evaluate import Evaluation, evaluate, mean_score, readable
 from prefinetune.export import load_head, save_trunk_and_heads
 from prefinetune.families import Encoded, Examples, Family, Segment
 from prefinetune.families.base import plain
-from prefinetune.leaks import leave_out
+from prefinetune.leaks import evaluation_splits, leave_out, split_name
 from prefinetune.mixture import Mixture, hash_key, shares
 from prefinetune.model import MultiTask, check_tasks, load_backbone, read_config
 from prefinetune.objective import draw_noise, draw_noised, example_weights, regularized, scaled, weighted_sum
+from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.results import RunFolder
 from prefinetune.sources import OpenTask, open_tasks
 from prefinetune.store import Store, build_store, encode_split
@@ -462,16 +464,19 @@ def train(
             raise InputError(f"task {task.name!r} is for evaluation only and must not be trained on; take it out of the suite")
     name = str(model_folder(model))
     tokenizer = model_tokenizer(name, suite.tasks, config.data)
-    opened = open_tasks(suite, data_root, config.data.max_rows, skip_missing, "train", display.say)
+    opened = open_tasks(
+        suite, data_root, config.data.max_rows, skip_missing, "train", display.say, config.data.bad_rows, cache
+    )  # fmt: skip
     suite = Suite(suite.name, tuple(one.task for one in opened), suite.mixture)
-    protected = open_tasks(against, data_root, say=display.say) if against else []
+    protected = open_tasks(against, data_root, say=display.say, bad_rows=config.data.bad_rows, cache=cache) if against else []
     opened, leaks = leave_out(opened, protected, config.data.leaks, Path(cache) if cache else None, display)
-    skip = config.data.bad_rows == "skip"
-    stores = prepare(opened, tokenizer, Path(cache) if cache else None, skip, display)
+    stores = prepare(opened, tokenizer, Path(cache) if cache else None, display)
+    validation = {one.task.name: encode_split(one, "validation", tokenizer, config.train.evaluation_rows) for one in opened}
     families = {one.task.name: one.family for one in opened}
+    accounts = [(store.account, examples.account) for store, examples in zip(stores, validation.values(), strict=True)]
 
     folder = RunFolder(out)
-    resolved = [describe(one, store) for one, store in zip(opened, stores, strict=True)]
+    resolved = [describe(one, store, rows) for one, store, rows in zip(opened, stores, accounts, strict=True)]
     identity = {
         "kind": "train",
         "model": name,
@@ -485,15 +490,16 @@ def train(
         return Run(folder.path, scores, last["updates"], last["examples"], last["seconds"])
     folder.start(identity, config.to_yaml(), {"name": suite.name, "model": name, "tasks": resolved}, resume)
     if leaks:
-        folder.write_leaks({**leaks.as_dict(), "left_out": config.data.leaks == "drop"})
-    report_cuts(resolved, display)
+        compared = {split_name(one, role): one.digest(role) for one, role in evaluation_splits((*opened, *protected))}
+        folder.write_leaks({**leaks.as_dict(), "left_out": config.data.leaks == "drop", "compared_with": compared})
+    write_quarantine(folder.path, chain.from_iterable(accounts))
+    report_cuts(resolved, chain.from_iterable(accounts), display)
 
     backbone = load_backbone(name, config.model.attention_dropout, config.objective.spectral_norm)
     multitask = MultiTask(backbone, families, config.seed)
     for task in suite:  # an earlier run's heads go on where they fit
         load_head(multitask, task.name, Path(model))
     tasks = [TaskData(one.task.name, one.family, store) for one, store in zip(opened, stores, strict=True)]
-    validation = {one.task.name: encode_split(one, "validation", tokenizer, config.train.evaluation_rows, skip) for one in opened}
     result = fit(multitask, tokenizer, tasks, validation, config, folder, display, resume)
 
     save_trunk_and_heads(multitask, tokenizer, folder.path)
@@ -543,7 +549,6 @@ def prepare(
     opened: Sequence[OpenTask],
     tokenizer: Tokenizer,
     cache: Path | None,
-    skip_bad_rows: bool,
     display: Display,
 ) -> list[Store]:
     """The training store of every task; each is looked at before the first long work starts."""
@@ -552,10 +557,10 @@ def prepare(
             raise InputError(f"task {one.task.name!r}: no train split; there are {', '.join(one.source.splits())}")
     total = sum(len(one.split("train")) for one in opened)
     with display.counting("rows prepared", total) as advance:
-        return [build_store(one, "train", tokenizer, cache, skip_bad_rows, advance) for one in opened]
+        return [build_store(one, "train", tokenizer, cache, advance) for one in opened]
 
 
-def describe(opened: OpenTask, store: Store) -> dict[str, Any]:
+def describe(opened: OpenTask, store: Store, accounts: Iterable[Account]) -> dict[str, Any]:
     """A task as it was resolved, for suite.yaml."""
     task = opened.task
     return {
@@ -566,16 +571,16 @@ def describe(opened: OpenTask, store: Store) -> dict[str, Any]:
         "tags": sorted(task.tags),
         "license": task.license,
         "cite": task.cite,
+        "rows": {account.role: account.as_dict() for account in accounts},
         "store": store.summary,
     }
 
 
-def report_cuts(resolved: Sequence[Mapping[str, Any]], display: Display) -> None:
-    """Say what was cut or left out, where someone may want to act on it."""
-    for entry in resolved:
-        store = entry["store"]
-        if store["bad_rows"]:
-            display.say(f"{entry['name']}: {store['bad_rows']:,} rows could not be used; the first: {store['first_bad_row']}")
+def report_cuts(resolved: Sequence[Mapping[str, Any]], accounts: Iterable[Account], display: Display) -> None:
+    """Say what was cut or set aside, where someone may want to act on it."""
+    for account in accounts:
+        if line := account.told():
+            display.say(line)
     for count, what in (
         ("truncated", "texts longer than the model reads"),
         ("outputs_cut", "targets longer than data.max_target_length"),

@@ -5,6 +5,7 @@ Results go to standard output, progress and messages to standard error.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -210,6 +211,14 @@ def settings(as_json: Json = False) -> None:
         emit({name: {"default": default, "description": text} for name, default, text in rows})
     else:
         show_table(("setting", "default", "meaning"), [(name, str(default), text) for name, default, text in rows])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of suite files, by which editors complete and check them."""
+    from prefinetune.schema import suite_schema
+
+    print(json.dumps(suite_schema(), indent=1, ensure_ascii=False))
 
 
 @app.command()

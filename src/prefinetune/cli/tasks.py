@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefinetune.cli.shared import DataRoot, Json, SkipMissing, emit, find_suite, show_table
+from prefinetune.cli.shared import DataRoot, Json, SkipMissing, console, emit, find_suite, show_table
+
+if TYPE_CHECKING:
+    from prefinetune.task import Suite
+    from prefinetune.tokenizer import Tokenizer
 
 tasks_app = typer.Typer(help="What is in the catalogue, and how a task's rows reach the model.", no_args_is_help=True)
 
@@ -56,38 +60,90 @@ def show_task(name: Annotated[str, typer.Argument(help="A task's name.")], as_js
         print(yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=110).rstrip())
 
 
+@tasks_app.command("infer")
+def infer(
+    folder: Annotated[Path, typer.Argument(help="A folder of CSV, TSV, JSON, JSON lines, Parquet or Arrow files.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The suite file; FOLDER/suite.yaml when left out.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a suite file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Propose a suite file for a folder of your own files, with reasons, to be reviewed."""
+    from prefinetune.infer import infer_suite, show_inferred
+
+    found = infer_suite(folder)
+    path = found.write(out or folder / "suite.yaml", overwrite)
+    if as_json:
+        emit({"out": str(path), **found.as_dict()})
+        return
+    show_inferred(found, console())
+    print(f"{path} is to be reviewed; then `prefinetune tasks preview {path}`", file=sys.stderr)
+
+
+@tasks_app.command("check")
+def check(
+    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Also whether this model can learn them, and what it cuts.")] = "",
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Put every row of every split through its adapter, without a model; exit code 2 where a task cannot be used."""
+    from dataclasses import asdict
+
+    from prefinetune.check import check_suite, show_reports
+
+    chosen = find_suite(suite)
+    reports = check_suite(chosen, data_root, tokenizer_for(model, chosen))
+    if as_json:
+        emit([{**asdict(one), "ok": one.ok} for one in reports])
+    else:
+        show_reports(reports, console())
+    if not all(one.ok for one in reports):
+        raise typer.Exit(2)
+
+
 @tasks_app.command("preview")
 def preview(
     suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue.")],
     rows: Annotated[int, typer.Option(help="Rows of each task.")] = 2,
-    model: Annotated[str, typer.Option("--model", "-m", help="Also show tokens, as this model reads them.")] = "",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Also show tokens and their number, as this model reads them.")
+    ] = "",
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a task's first rows become: row, example, tokens, target."""
-    from prefinetune.preview import preview_task
+    """Show what a task's rows become: row, example, tokens, answer; how long texts are, and how frequent labels."""
+    from prefinetune.preview import preview_task, show_preview
 
-    chosen, tokenizer = find_suite(suite), None
-    if model:
-        from prefinetune.config import DataSettings
-        from prefinetune.train import model_tokenizer
-
-        tokenizer = model_tokenizer(model, chosen.tasks, DataSettings())
+    chosen = find_suite(suite)
+    tokenizer = tokenizer_for(model, chosen)
     found = [preview_task(task, rows, tokenizer, data_root) for task in chosen]
     if as_json:
         emit(found)
         return
     for task in found:
-        print(f"{task['task']} ({task['family']}): " + ", ".join(f"{n:,} {role}" for role, n in task["rows"].items()))
-        for example in task["examples"]:
-            print(f"  row {example['row']}")
-            for index, (first, second) in enumerate(example["texts"]):
-                print(f"    text {index}: {first}" + ("" if second is None else f"\n      pair: {second}"))
-            print(f"    target: {example['target']}")
-            for ids in example.get("tokens", ()):
-                print(f"    tokens: {ids}")
-            for ids in example.get("written", ()):
-                print(f"    written: {ids}")
+        show_preview(task, console())
+
+
+@tasks_app.command("mirror")
+def mirror(
+    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The mirror, for --data-root on machines without the hub.")],
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Write datasets of the hub to a folder, as SLUG/SPLIT.parquet; what is there already is not fetched again."""
+    from collections import Counter
+
+    from prefinetune.display import Display
+    from prefinetune.mirror import mirror as write_mirror
+
+    found = write_mirror(find_suite(suite), folder, Display().say, data_root)
+    counts = Counter(one.status for one in found)
+    print(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; the mirror is {folder}", file=sys.stderr)
+    if as_json:
+        emit([one.as_dict() for one in found])
+    if counts["failed"]:
+        raise typer.Exit(2)
 
 
 @tasks_app.command("leaks")
@@ -138,6 +194,16 @@ def leaks(
     if sharing := len(found.overlaps) - len(leaking):
         display.say(f"{sharing} more pairs of splits have contexts or other texts in common, which is no leak; --out shows them")
     display.say(told(found, left_out=None))
+
+
+def tokenizer_for(model: str, suite: Suite) -> Tokenizer | None:
+    """A model's tokenizer, when it can learn these tasks; None without a model."""
+    if not model:
+        return None
+    from prefinetune.config import DataSettings
+    from prefinetune.train import model_tokenizer
+
+    return model_tokenizer(model, suite.tasks, DataSettings())
 
 
 def about(task: Any) -> dict[str, Any]:

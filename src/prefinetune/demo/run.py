@@ -66,13 +66,17 @@ class Training:
     name: str
     suite: Suite
     config: Mapping[str, Any]
+    against: tuple[Task, ...]  # whose evaluation rows are kept out
 
     @property
     def slug(self) -> str:
         return self.name.replace(" ", "-")
 
     def run(self, out: Path, start: Path, display: Display | None = None) -> None:
-        train(self.suite, start, out / self.slug, config=self.config, cache=out / "cache", resume=True, display=display)
+        train(
+            self.suite, start, out / self.slug, config=self.config, cache=out / "cache", resume=True, against=self.against,
+            display=display,
+        )  # fmt: skip
 
 
 def run_demo(out: Path, seed: int, display: Display) -> dict[str, Any]:
@@ -100,14 +104,14 @@ def run_demo(out: Path, seed: int, display: Display) -> dict[str, Any]:
 
     texts = Suite("documentation", (raw_text(mined),))
     stage(2, f"pre-training {LAYERS} layers x {WIDTH} on {len(mined.texts):,} texts (masked words)", "mining")
-    pretraining = Training("pre-trained", texts, {**PRETRAINING, "seed": seed})
+    pretraining = Training("pre-trained", texts, {**PRETRAINING, "seed": seed}, mined.targets)
     pretraining.run(out, out / "base", display)
 
     few = random.Random(f"{seed} few").sample([task for task in mined.tasks if not isinstance(task.family, Denoising)], FEW)
     trainings = [
-        Training("pre-finetuned", Suite("documentation tasks", mined.tasks), {**PREFINETUNING, "seed": seed}),
-        Training("further training", texts, {**FURTHER, "seed": seed}),
-        Training(f"{FEW} tasks", Suite("few documentation tasks", tuple(few)), {**PREFINETUNING, "seed": seed}),
+        Training("pre-finetuned", Suite("documentation tasks", mined.tasks), {**PREFINETUNING, "seed": seed}, mined.targets),
+        Training("further training", texts, {**FURTHER, "seed": seed}, mined.targets),
+        Training(f"{FEW} tasks", Suite("few documentation tasks", tuple(few)), {**PREFINETUNING, "seed": seed}, mined.targets),
     ]
     names = ", ".join(task.name for task in few)
     stage(
