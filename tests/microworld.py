@@ -18,7 +18,7 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from prefinetune.families import Choice, Classification, Family, Span
+from prefinetune.families import Choice, Classification, Family, MultiLabel, Span, Tagging
 from prefinetune.sources import Rows
 from prefinetune.task import Suite, Task
 
@@ -167,6 +167,30 @@ def fill(slot: str, fits: Callable[[Sentence], bool]) -> Problem:
     return Problem("fill", Choice("text", "options"), draw)
 
 
+def several(rules: dict[str, Callable[[Sentence], bool]]) -> Problem:
+    """The labels are the names of the rules that hold."""
+
+    def draw(world: World, rng: random.Random) -> dict[str, Any]:
+        sentence = next(world.sentences(rng))
+        return {"text": sentence.text, "labels": [name for name, rule in rules.items() if rule(sentence)]}
+
+    return Problem("several", MultiLabel("text", label="labels", labels=tuple(rules)), draw)
+
+
+def tags(fits: Callable[[Word], bool]) -> Problem:
+    """Phrases of an adjective and a noun that fits are PHRASEs, and every verb is an ACT."""
+
+    def draw(world: World, rng: random.Random) -> dict[str, Any]:
+        sentence = next(world.sentences(rng))
+        found = dict.fromkeys(sentence.parts, "O") | {"verb": "B-ACT"}
+        for adjective, noun in (("adjective", "noun"), ("adjective2", "noun2")):
+            if fits(getattr(sentence, noun)):
+                found |= {adjective: "B-PHRASE", noun: "I-PHRASE"}
+        return {"tokens": list(sentence.parts.values()), "tags": list(found.values())}
+
+    return Problem("tags", Tagging("tokens"), draw)
+
+
 # ---- the tasks
 
 RULES: dict[str, Callable[[Sentence], Any]] = {
@@ -209,6 +233,16 @@ PROBLEMS: dict[str, Problem] = {name: single(rule) for name, rule in RULES.items
     "fill-object": fill("noun2", lambda s: (s.noun2.size == "large") == (s.adjective2.strength == "strong")),
     "fill-adjective": fill("adjective", lambda s: s.adjective.strength == s.verb.strength),
 }
+# Not among the training tasks of `world`.
+SEVERAL = several(
+    {
+        "denies": lambda s: s.never,
+        "fast": lambda s: s.verb.speed == "fast",
+        "has bad": lambda s: "bad" in (s.adjective.polarity, s.adjective2.polarity),
+        "strong verb": lambda s: s.verb.strength == "strong",
+    }
+)
+TAGS = tags(lambda word: word.size == "large")
 TARGET_RULES: dict[str, Callable[[Sentence], Any]] = {
     "object-category": lambda s: s.noun2.category,
     "object-looks": lambda s: f"{s.adjective2.hue} {s.noun2.age}",

@@ -3,7 +3,10 @@
 Letters: e examples of a segment, n labels, r rows, l tokens of the longest row, m masked tokens, v words of the vocabulary.
 """
 
+import csv
+import json
 import math
+import random
 import subprocess
 import sys
 from itertools import pairwise
@@ -11,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
@@ -23,6 +27,7 @@ from prefinetune.families import Choice, Classification, Denoising, Encoded, Exa
 from prefinetune.families.span import MAX_ANSWER_TOKENS, answer_tokens
 from prefinetune.objective import scaled
 from prefinetune.tokenizer import Tokenizer
+from prefinetune.train import train
 
 SPAN, CHOICE, DENOISING = Span("question", "context"), Choice("text", "options"), Denoising("text")
 
@@ -407,3 +412,41 @@ def test_a_long_text_becomes_pieces_that_hold_all_of_its_words(short_tokenizer):
     assert [len(piece.sequences[0]) for piece in pieces] == [32, 32, 32, 12]
     decoded = " ".join(short_tokenizer.tokenizer.decode(piece.sequences[0][1:-1]) for piece in pieces)
     assert decoded == " ".join(sentence)
+
+
+# ---- from files
+
+
+def test_a_suite_file_trains_multi_label_and_tagging_on_tables_and_lists(tmp_path, tiny_model, cache):
+    world = microworld.World(0)
+    problems, rng = (microworld.SEVERAL, microworld.TAGS), random.Random(0)
+    labelled, tagged = ([problem.draw(world, rng) for _ in range(12)] for problem in problems)
+    labelled[0]["labels"] = []  # an empty cell
+    names = microworld.SEVERAL.family.labels
+    tables = {
+        "joined.csv": [["text", "labels"], *([row["text"], "; ".join(row["labels"])] for row in labelled)],
+        "columns.csv": [["text", *names], *([row["text"], *(int(name in row["labels"]) for name in names)] for row in labelled)],
+    }
+    for name, rows in tables.items():
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tagged))
+    both = lambda name: {"train": name, "validation": name}  # noqa: E731
+    entries = [
+        {"name": "joined", "source": both("joined.csv"), "multi-label": {"text": "text", "label": "labels", "separator": ";"}},
+        {"name": "columns", "source": both("columns.csv"), "multi-label": {"text": "text", "label": list(names)}},
+        {"name": "words", "source": both("words.jsonl"), "tagging": {"tokens": "tokens"}},
+    ]
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump({"name": "three", "tasks": entries}))
+    config = {"train": {"updates": 2, "log_every": 1}, "objective": {"r3f": 1.0, "noise": 0.1}, "data": {"leaks": "off"}}
+    run = train(tmp_path / "suite.yaml", tiny_model, tmp_path / "run", config=config)
+    resolved = {one["name"]: one for one in yaml.safe_load((run.folder / "suite.yaml").read_text())["tasks"]}
+    assert resolved["joined"]["multi-label"]["labels"] == sorted(names)
+    assert resolved["columns"]["multi-label"]["labels"] == list(names)
+    assert resolved["words"]["tagging"]["labels"] == ["B-ACT", "B-PHRASE", "I-PHRASE", "O"]
+    updates = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < update["divergence"] < math.inf and math.isfinite(update["loss"]) for update in updates)
+    lines = [json.loads(line) for line in (run.folder / "predictions" / "columns.jsonl").read_text().splitlines()]
+    assert [line["reference"] for line in lines] == [row["labels"] for row in labelled]
+    lines = [json.loads(line) for line in (run.folder / "predictions" / "words.jsonl").read_text().splitlines()]
+    assert [(line["tokens"], line["reference"]) for line in lines] == [(row["tokens"], row["tags"]) for row in tagged]

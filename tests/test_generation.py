@@ -357,9 +357,8 @@ def test_a_target_length_that_the_decoder_does_not_take_is_refused(length, tiny_
 def test_a_validation_split_keeps_the_numbers_of_its_rows_when_some_are_left_out(tokenizer):
     rows = made_rows(30)
     rows[4]["target"] = ""
-    found = encode_split(
-        open_task(Task("m", Rows({"train": rows, "validation": rows}), SUMMARY)), "validation", tokenizer, 15, True
-    )
+    task = Task("m", Rows({"train": rows, "validation": rows}), SUMMARY)
+    found = encode_split(open_task(task, bad_rows=0.1), "validation", tokenizer, 15)
     chosen = [int(at) for at in np.linspace(0, 29, 15) if int(at) != 4]
     assert [one.source for one in found] == chosen
     assert [one.reference for one in found] == [(rows[at]["target"],) for at in chosen]

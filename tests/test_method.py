@@ -38,6 +38,9 @@ class Targets:
     def __len__(self):
         return len(self.targets)
 
+    def all_targets(self):
+        return list(self.targets)
+
 
 def classes_of(store, chosen, num_classes):
     return np.bincount(store.targets[chosen, 0], minlength=num_classes).tolist()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -81,6 +82,14 @@ class DecoderHead(Head):
                 setattr(self.model, name, self.given)
 
 
+class EncoderHead(Head):
+    """A token head on the encoder's states: T5's class for it in Transformers has no decoder."""
+
+    def chosen_tokens(self, states: States, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        assert states.encoded is not None
+        return super().chosen_tokens(replace(states, hidden=states.encoded), rows, places)
+
+
 class EncoderDecoder(Backbone):
     """A Transformers encoder-decoder, and the heads its architecture knows."""
 
@@ -88,6 +97,7 @@ class EncoderDecoder(Backbone):
         "sentence": "AutoModelForSequenceClassification",
         "option": "AutoModelForSequenceClassification",
         "span": "AutoModelForQuestionAnswering",
+        "token": "AutoModelForTokenClassification",
         "language": "AutoModelForSeq2SeqLM",
     }
 
@@ -113,6 +123,8 @@ class EncoderDecoder(Backbone):
         return head_class(self.config, self.AUTO_MODELS["language"]).prepare_decoder_input_ids_from_labels(self.trunk, outputs)
 
     def _head(self, model: transformers.PreTrainedModel, kind: str) -> Head:
+        if kind == "token":
+            return EncoderHead(model, self.AUTO_MODELS[kind])
         return DecoderHead(model, self.AUTO_MODELS[kind], self.trunk)
 
     def _initialize(self, model: transformers.PreTrainedModel) -> None:

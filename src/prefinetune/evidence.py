@@ -311,7 +311,7 @@ def make_line(
         arm: {seed: float(cells[arm, seed]["score"]) for seed in plan["seeds"] if (arm, seed) in cells} for arm in plan["arms"]
     }
     by_arm = {arm: scores for arm, scores in by_arm.items() if scores}
-    majority = first["scores"].get("majority") if first["metric"] == "accuracy" else None
+    majority = first["scores"].get("majority")
     return Line(task, first["family"], first["metric"], at, count, rate, majority, by_arm, effects), problems
 
 

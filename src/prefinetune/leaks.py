@@ -31,7 +31,7 @@ from prefinetune.results import write
 from prefinetune.sources import OpenTask
 from prefinetune.store import cache_folder
 
-FORMAT = 1  # of what is found; part of the cache's key
+FORMAT = 2  # of what is found; part of the cache's key
 LEAST_LETTERS = 15  # letters and digits that the shared texts of two rows must have together to tell these rows from others
 COMMON = 200  # a text that more evaluation rows share tells none of them from the others ("Which is right?")
 WIDESPREAD = 64  # an n-gram in more texts than that is a phrase of its genre
@@ -238,20 +238,21 @@ def row_texts(opened: OpenTask, role: str, fields: Sequence[Field]) -> Iterator[
         owner: list[int] = []
         for number, row in enumerate(rows):
             for where in fields:
-                if text := field_texts(row, where):
+                if text := field_text(row, where, opened.task.family.any_order):
                     texts.append(text)
                     owner.append(number)
         yield start, Texts(len(rows), texts, owner)
 
 
-def field_texts(row: Mapping[str, Any], where: Field) -> str:
-    """A field's text; options in any order are one text, and what is no text, which training will set aside, is none."""
+def field_text(row: Mapping[str, Any], where: Field, any_order: bool) -> str:
+    """A field as one text, lists joined; what is no text, which training will set aside, is none."""
     try:
         values = [read(row, part) for part in where] if isinstance(where, tuple) else read(row, where)
     except FieldError:
         return ""
     if isinstance(values, (list, tuple)):
-        return " ".join(sorted(str(value) for value in values if value is not None))
+        parts = [str(value) for value in values if value is not None]
+        return " ".join(sorted(parts) if any_order else parts)
     return "" if values is None else str(values)
 
 
@@ -543,7 +544,8 @@ def example(level: int, opened: OpenTask, row: int, other: OpenTask, role: str, 
 
 def shorten(opened: OpenTask, role: str, index: int) -> list[str]:
     row = opened.split(role).rows[index]
-    texts = (field_texts(row, where) for where in (*opened.task.family.inputs(), *opened.task.family.outputs()))
+    family = opened.task.family
+    texts = (field_text(row, where, family.any_order) for where in (*family.inputs(), *family.outputs()))
     return [text if len(text) <= 300 else text[:300] + " …" for text in texts if text]
 
 

@@ -117,7 +117,7 @@ class Head(nn.Module):
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
     def chosen_tokens(self, states: States, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Logits [m, vocabulary] of a language-model head for m tokens only, named by row and place."""
+        """Logits [m, n] of a token head, or of a language-model head with its n words, for m tokens only, by row and place."""
         chosen = states.hidden[rows, places][None]  # [1, m, d]
         return self._logits(chosen, None, torch.ones_like(chosen[..., 0], dtype=torch.long)).logits[0]
 
@@ -167,11 +167,12 @@ def trunk_parts(model: transformers.PreTrainedModel) -> list[str]:
 class Backbone(nn.Module):
     """A Transformers encoder, and the heads its architecture knows."""
 
-    # Which class has the head that reads a sentence, an option, a span, or tokens of the vocabulary.
+    # Which class has the head that reads a sentence, an option, a span, a token's label, or tokens of the vocabulary.
     AUTO_MODELS: ClassVar[Mapping[str, str]] = {
         "sentence": "AutoModelForSequenceClassification",
         "option": "AutoModelForMultipleChoice",
         "span": "AutoModelForQuestionAnswering",
+        "token": "AutoModelForTokenClassification",
         "language": "AutoModelForMaskedLM",
     }
 
@@ -373,6 +374,11 @@ def read_config(name_or_folder: str) -> Any:
             f"model {name_or_folder!r} could not be loaded: it is no folder here, and the hub gave none "
             f"({str(error).strip().splitlines()[0][:160]}). Offline? Give the folder of a downloaded model"
         ) from error
+    if config.model_type in ENCODER_DECODERS and not config.is_encoder_decoder:
+        raise InputError(
+            f"model {name_or_folder!r} is a {config.model_type} without its decoder, as one fine-tuned on tagging is saved; "
+            "expected the whole model"
+        )
     accepted = ENCODER_DECODERS if config.is_encoder_decoder else ENCODERS
     if config.model_type not in accepted:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Texts to token ids in batches, by the fast tokenizer's own threads; the three ways families cut what is too long."""
+"""Texts to token ids in batches, by the fast tokenizer's own threads; the four ways families cut what is too long."""
 
 from __future__ import annotations
 
@@ -180,6 +180,41 @@ class Tokenizer:
             if len(encoding.ids) > most:
                 shortened[at] = questions[at][: encoding.offsets[most - 1][1]]
         return shortened
+
+    def words(self, rows: Sequence[Sequence[str]], whole: bool) -> list[tuple[list[np.ndarray], np.ndarray, bool]]:
+        """Lists of words, as they stand in running text.
+
+        Args:
+            whole: read long ones in windows that overlap by a quarter of the maximum length; or else cut them.
+
+        Returns:
+            Per list (ids of each window, the first token of each of its w words [2, w], whether it was cut). A token is given by
+            window and place, out of the window in whose middle it stands; place -1: the word was cut or dropped.
+        """
+        spaced = [[words[0], *(f" {word}" if word.strip() else word for word in words[1:])] for words in rows]
+        encodings = self._plain.encode_batch(spaced, is_pretokenized=True)
+        return [self._words(encoding, len(words), whole) for encoding, words in zip(encodings, rows, strict=True)]
+
+    def _words(self, encoding: Any, num_words: int, whole: bool) -> tuple[list[np.ndarray], np.ndarray, bool]:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        inside = np.flatnonzero([part is not None for part in encoding.sequence_ids])
+        before, after = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (len(ids), len(ids))
+        room = self.max_length - before - (len(ids) - after)
+        overlap = self.max_length // 4
+        step = room - overlap
+        starts = np.arange(0, after - before - overlap, step) if whole and after - before > room else np.array([0])
+        owners = np.array([-1 if word is None else word for word in encoding.word_ids[before:after]], dtype=np.int64)
+        owned, firsts = np.unique(owners, return_index=True)
+        first = np.full(num_words, -1)
+        first[owned[owned >= 0]] = firsts[owned >= 0]
+        window = np.clip(np.rint((first - room / 2) / step), 0, len(starts) - 1).astype(np.int64)
+        place = np.where((first >= 0) & (first - starts[window] < room), before + first - starts[window], -1)
+        ends = (min(start + room, after - before) for start in starts.tolist())
+        windows = [
+            np.concatenate([ids[:before], ids[before + start : before + end], ids[after:]])
+            for start, end in zip(starts.tolist(), ends, strict=True)
+        ]
+        return windows, np.stack([window, place]), after - before > room and not whole
 
     def pieces(self, texts: Sequence[str]) -> list[list[np.ndarray]]:
         """Each text cut into as many sequences as it needs; a last piece of fewer than 8 tokens is dropped."""

@@ -104,6 +104,7 @@ class Family:
     shared_head: ClassVar[bool] = False  # one head for the whole family (MUPPET 3.1: choice and span), or one per task
     metric: ClassVar[str] = "accuracy"  # the score by which a task is judged; higher is better
     head_kind: ClassVar[str] = ""  # what it reads off the states: a sentence, an option, a span, or language (see Backbone)
+    any_order: ClassVar[bool] = False  # whether lists among its inputs, such as options, mean the same in any order
     target_type: ClassVar[type] = np.int64  # of the arrays `stored_target` makes
 
     # ---- rows -> examples -> tokens
@@ -188,7 +189,7 @@ class Family:
         return encoded
 
     def stored_target(self, example: Example) -> np.ndarray:
-        """The target as the store keeps it: a one-dimensional array of `target_type`, equally wide for all examples."""
+        """The target as the store keeps it: a one-dimensional array of `target_type`."""
         return np.array([example.target], dtype=self.target_type)
 
     def draw(self, encoded: Encoded, tokenizer: Tokenizer, generator: np.random.Generator) -> Encoded:
@@ -258,9 +259,9 @@ class Family:
         """The score [...] that means of row statistics [..., k] stand for; for most families the mean itself."""
         return means[..., 0]
 
-    def strata(self, targets: np.ndarray) -> np.ndarray:
-        """To which of the groups that a small subset must represent each of the targets [n, width] belongs; one group, unless a
-        family has labels."""
+    def strata(self, targets: Sequence[np.ndarray]) -> np.ndarray:
+        """To which of the groups that a small subset must represent each target, as stored, belongs; one group, unless a family
+        has labels."""
         return np.zeros(len(targets), dtype=np.int64)
 
     def head_identity(self) -> dict[str, Any]:
@@ -373,15 +374,23 @@ def read_text(row: Mapping[str, Any], where: Field) -> str:
     raise FieldError(where, value, f"a text, not {type(value).__name__}")
 
 
-def numbered_rows(rows: Dataset, where: Field) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(index, row) of all rows, read in pieces; only the column a field names is decoded, unless it is a function."""
-    if isinstance(where, str):
-        rows = rows.select_columns([where if where in rows.column_names else where.split(".")[0]])
-    index = 0
-    for piece in rows.iter(batch_size=1000):
-        for values in zip(*piece.values(), strict=True):
-            yield index, dict(zip(piece, values, strict=True))
-            index += 1
+def distinct_rows(rows: Dataset, where: Field) -> Iterator[dict[str, Any]]:
+    """Rows as far as a field reads them. Where it is a column of plain values, each different one comes once: Arrow finds them
+    among millions in no time."""
+    import pyarrow as pa
+
+    if not isinstance(where, str):
+        for piece in rows.iter(batch_size=1000):
+            yield from (dict(zip(piece, values, strict=True)) for values in zip(*piece.values(), strict=True))
+        return
+    name = where if where in rows.column_names else where.split(".")[0]
+    column = rows.data.column(name)
+    if rows._indices is not None:  # only some of them; going through `rows` itself takes seconds per million
+        column = column.take(rows._indices.column(0))
+    if not pa.types.is_nested(column.type):
+        column = column.unique()
+    for start in range(0, len(column), 1000):
+        yield from ({name: value} for value in column.slice(start, 1000).to_pylist())
 
 
 def apart(*fields: Field | None) -> tuple[Field, ...]:

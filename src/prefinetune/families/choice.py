@@ -48,6 +48,7 @@ class Choice(Family):
     shared_head: ClassVar[bool] = True
     metric: ClassVar[str] = "accuracy"
     head_kind: ClassVar[str] = "option"
+    any_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(text=self.text, options=self.options, label=self.label)

@@ -18,11 +18,10 @@ from prefinetune.families.base import (
     apart,
     check_fields,
     is_right,
-    numbered_rows,
     read,
     read_text,
 )
-from prefinetune.families.labels import check_labels, label_index, labels_in
+from prefinetune.families.labels import check_labels, label_index, labels_in, listed_values
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +62,8 @@ class Classification(Family):
         elif names:
             family = replace(self, labels=tuple(names))
         else:
-            labelled = ((index, row) for index, row in numbered_rows(rows, self.label) if not self.skips(row))
-            values = ((index, read(row, self.label)) for index, row in labelled)
+            given = lambda row: () if self.skips(row) else (read(row, self.label),)  # noqa: E731
+            values = listed_values(rows, self.label, given, place)
             family = replace(self, labels=labels_in(values, self.label, place))
         return family
 
@@ -118,8 +117,8 @@ class Classification(Family):
     def row_statistics(self, predictions: Sequence[int], examples: Sequence[Encoded]) -> np.ndarray:
         return is_right(predictions, examples)
 
-    def strata(self, targets: np.ndarray) -> np.ndarray:
-        return targets[:, 0]
+    def strata(self, targets: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(targets)
 
     def head_identity(self) -> dict[str, Any]:
         return {**super().head_identity(), "labels": list(self.labels or ())}

@@ -23,10 +23,10 @@ from prefinetune.families.base import (
     Segment,
     apart,
     check_fields,
-    numbered_rows,
     read,
     read_text,
 )
+from prefinetune.families.labels import listed_values
 
 if TYPE_CHECKING:
     import torch
@@ -65,15 +65,11 @@ class Regression(Family):
     def freeze(self, rows: Dataset, place: str) -> Regression:
         if self.low is not None and self.high is not None:
             return self
-        low, high = math.inf, -math.inf
-        for index, row in numbered_rows(rows, self.label):
-            if self.skips(row):
-                continue
-            try:
-                value = self._number(row)
-            except FieldError as error:
-                raise error.at(place, index) from None
-            low, high = min(low, value), max(high, value)
+        given = lambda row: () if self.skips(row) else (self._number(row),)  # noqa: E731
+        values = list(listed_values(rows, self.label, given, place))
+        if not values:
+            raise InputError(f"{place}: no row has a number in {self.label!r}")
+        low, high = min(values), max(values)
         low, high = (low if self.low is None else self.low), (high if self.high is None else self.high)
         if not low < high:
             raise InputError(f"{place}: every value of {self.label!r} is {low}; regression needs at least two different values")

@@ -39,7 +39,8 @@ MAX_ANSWER_TOKENS = 30  # longest answer considered when predicting, as in Trans
 class Span(Family):
     """Fields `question`, `context`, `answers`: SQuAD's form, {"text": [...], "answer_start": [...]}, both empty if unanswerable.
 
-    `answer` and `answer_start` name two flat columns instead, for tables.
+    `answer` and `answer_start` name two flat columns instead, for tables. An `answers` function may give None for a row whose
+    answer is no piece of the context (a number to be reckoned, yes or no): such rows are left out and counted.
     """
 
     question: Field
@@ -79,6 +80,9 @@ class Span(Family):
                 raise FieldError(self.answer_start or f"{field_name(self.answers)}.answer_start", start, accepted)
             target = target or (start, start + len(text))
         return Example(((question, context),), target, tuple(text for text, _ in found))
+
+    def skips(self, row: Mapping[str, Any]) -> bool:
+        return (callable(self.answers) and read(row, self.answers) is None) or super().skips(row)
 
     def _answers(self, row: Mapping[str, Any], context: str) -> list[tuple[str, int]]:
         """The gold answers as (text, first character), stripped of white space; an empty list if unanswerable."""
