@@ -87,13 +87,14 @@ ONE_FILE = {
         "a.csv", table([{**row, "label": "yes"} for row in GOOD]), "classification", CLASSIFICATION,
         ["only the label 'yes'", "at least two"]),
     "an empty text in a table": (
-        "a.csv", table(with_row(5, text="")), "classification", CLASSIFICATION, ["row 5", "'text'", "''", "not empty"]),
+        "a.csv", table(with_row(5, text="")), "classification", CLASSIFICATION,
+        ["row 5", "'text'", "''", "not empty", "data.bad_rows=0.1"]),
     "a text of white space only": (
         "a.jsonl", lines(with_row(5, text=" \t")), "classification", CLASSIFICATION, ["row 5", "'text'", "not empty"]),
     "a text that is missing": (
         "a.jsonl", lines(with_row(5, text=None)), "classification", CLASSIFICATION, ["row 5", "'text'", "None", "missing"]),
     "a label that is missing": (
-        "a.jsonl", lines(with_row(5, label=None)), "classification", CLASSIFICATION, ["row 5", "'label'", "None", "a label"]),
+        "a.jsonl", lines(with_row(5, label=None)), "classification", CLASSIFICATION, ["row 5", "'label'", "None", "no, yes"]),
     "a row with a cell too few": (
         "a.csv", "text,label\nthe kuno,yes\nthe bano\n", "classification", CLASSIFICATION, ["line 3", "1 cells", "has 2"]),
     "a row with a cell too many": (
@@ -103,12 +104,13 @@ ONE_FILE = {
         "a.csv", 'text,label\n"the\nkuno",yes\nthe bano\n', "classification", CLASSIFICATION, ["line 4", "1 cells"]),
     "bytes that are not UTF-8 in a table": (
         "a.csv", "text,label\nthe kuno,yes\nthe café,no\n".encode("latin-1"), "classification", CLASSIFICATION,
-        ["line 3", "column 8", "not valid UTF-8"]),
+        ["row 1 (line 3)", "byte 0xe9", "not valid UTF-8", "data.bad_rows=1"]),
     "bytes that are not UTF-8 in JSON lines": (
         "a.jsonl", '{"text": "a", "label": "x"}\n{"text": "é", "label": "y"}\n'.encode("latin-1"), "classification",
-        CLASSIFICATION, ["line 2", "not valid UTF-8"]),
+        CLASSIFICATION, ["row 1 (line 2)", "byte 0xe9", "not valid UTF-8"]),
     "a line that is not JSON": (
-        "a.jsonl", lines(GOOD) + '{"text": "the\n', "classification", CLASSIFICATION, ["line 25", "not valid JSON"]),
+        "a.jsonl", lines(GOOD) + '{"text": "the\n', "classification", CLASSIFICATION,
+        ["row 24 (line 25)", "not valid JSON", "1 row of 25"]),
     "a file that is not Parquet": ("a.parquet", "no parquet", "classification", CLASSIFICATION, ["parquet"]),
     "a kind of file that nobody reads": ("a.docx", "words", "classification", CLASSIFICATION, ["unknown kind", ".csv"]),
     "an answer that is not where it is said to be": (
@@ -140,9 +142,9 @@ def test_a_file_that_cannot_be_used_is_refused(sentence, tmp_path, tiny_model, c
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "v.jsonl").write_text(lines(GOOD))
-    # With a validation split of its own, no row of the file is held out, whatever the order of holding out.
+    # With a validation split of its own, no row of the file is held out, whatever the order of holding out; it has the same rows.
     entry = {"name": "mine", "source": {"train": name, "validation": "v/v.jsonl"}, family: fields}
-    outcome = command("train", suite_file(tmp_path, entry), "--model", tiny_model, "--out", tmp_path / "run")
+    outcome = command("train", suite_file(tmp_path, entry), "--model", tiny_model, "--out", tmp_path / "run", "data.leaks=off")
     refused(outcome, name, *fragments)
     assert not (tmp_path / "run").exists()
 
@@ -151,7 +153,8 @@ def test_a_ragged_row_in_a_compressed_table_is_named(tmp_path, tiny_model, comma
     with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
         file.write("text,label\nthe kuno,yes\nthe bano\n")
     entry = {"name": "mine", "source": "a.csv.gz", "classification": CLASSIFICATION}
-    refused(command("train", suite_file(tmp_path, entry), "-m", tiny_model, "-o", tmp_path / "run"), "a.csv.gz, line 3")
+    outcome = command("train", suite_file(tmp_path, entry), "-m", tiny_model, "-o", tmp_path / "run")
+    refused(outcome, "a.csv.gz, row 1 (line 3)", "1 cells")
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
@@ -159,7 +162,7 @@ def test_a_missing_text_in_parquet_or_a_frame_is_refused(missing, tmp_path, tiny
     frame = pd.DataFrame(with_row(6, text=missing))
     frame.to_parquet(tmp_path / "a.parquet")
     entry = {"name": "mine", "source": {"train": "a.parquet", "validation": "a.parquet"}, "classification": CLASSIFICATION}
-    outcome = command("train", suite_file(tmp_path, entry), "-m", tiny_model, "-o", tmp_path / "run")
+    outcome = command("train", suite_file(tmp_path, entry), "-m", tiny_model, "-o", tmp_path / "run", "data.leaks=off")
     refused(outcome, "a.parquet, row 6", "'text'", "missing")
     task = Task("mine", Rows({"train": frame, "validation": frame}), Classification("text"))
     with pytest.raises(InputError, match=r"rows in memory \[train\], row 6: field 'text'.*missing"):
@@ -167,8 +170,11 @@ def test_a_missing_text_in_parquet_or_a_frame_is_refused(missing, tmp_path, tiny
 
 
 def test_rows_of_mixed_types_are_refused():
-    task = Task("mine", Rows({"train": [{"text": "a", "label": "x"}, {"text": "b", "label": 1}]}), Classification("text"))
-    with pytest.raises(InputError, match=r"rows in memory \[train\].*one type per column"):
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": 1}]
+    task = Task("mine", Rows({"train": rows, "validation": rows}), Classification("text"))
+    with pytest.raises(
+        InputError, match=r"rows in memory \[train\], row 1: field 'label': 1 is not accepted; expected string, as"
+    ):
         open_task(task).split("train")
 
 
@@ -176,12 +182,15 @@ def test_rows_of_mixed_types_are_refused():
 MINE = {"name": "mine", "source": "a.csv", "classification": CLASSIFICATION}
 SUITES = {
     "a split that is not there": ({**MINE, "splits": {"validation": "dev"}}, {}, [], ["'mine'", "no split 'dev'", "train"]),
-    "a role that does not exist": ({**MINE, "splits": {"dev": "train"}}, {}, [], ["'mine'", "splits", "dev", "validation"]),
+    "a role that does not exist": ({**MINE, "splits": {"dev": "train"}}, {}, [], ["mine", "splits", "dev", "validation"]),
     "a file that is not there": ({**MINE, "source": "b.csv"}, {}, [], ["b.csv", "did you mean 'a.csv'"]),
     "two tasks of one name": ([MINE, MINE], {}, [], ["suite.yaml", "used twice", "mine"]),
     "an unknown setting": (MINE, {}, ["mixture.capp=3"], ["'mixture.capp'", "did you mean 'mixture.cap'"]),
     "an unknown setting in the suite": (
         MINE, {"mixture": {"samplin": "natural"}}, [], ["suite.yaml", "'mixture.samplin'", "did you mean 'mixture.sampling'"]),
+    "bad rows in words of old": (
+        MINE, {}, ["data.bad_rows=skip"], ["'data.bad_rows'", "'skip'", "the share of rows", "0.01", "or 1"]),
+    "more bad rows than there are": (MINE, {}, ["data.bad_rows=2"], ["'data.bad_rows'", "2", "less than or equal to 1"]),
     "a value outside its range": (MINE, {}, ["train.epochs=0"], ["'train.epochs'", "0", "greater than 0"]),
     "a value that is none of those accepted": (
         MINE, {}, ["mixture.order=random"], ["'mixture.order'", "'random'", "'heterogeneous'"]),
@@ -189,7 +198,7 @@ SUITES = {
     "a setting without a value": (MINE, {}, ["mixture.cap"], ["'mixture.cap'", "section.field=value"]),
     "a setting that is not YAML": (MINE, {}, ["mixture.cap=[1"], ["'mixture.cap'", "'[1'"]),
     "an unknown key of a task": (
-        {**MINE, "sources": "a.csv"}, {}, [], ["suite.yaml, task 1 (mine)", "'sources'", "did you mean 'source'"]),
+        {**MINE, "sources": "a.csv"}, {}, [], ["suite.yaml", "task 1 (mine)", "'sources'", "did you mean 'source'"]),
     "an unknown key of a suite": (MINE, {"mixtures": {}}, [], ["suite.yaml", "'mixtures'", "did you mean 'mixture'"]),
     "an unknown field of a family": (
         {**MINE, "classification": {"text": "text", "lable": "label"}}, {}, [],
@@ -326,11 +335,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_what_was_prepared_before_a_bad_task_is_kept(good_suite, tmp_path, tiny_model, command, cache):
     (tmp_path / "b.csv").write_text(table(with_row(2, text="")))
     suite_file(tmp_path, MINE, {**MINE, "name": "bad", "source": {"train": "b.csv", "validation": "a.csv"}})
-    refused(command("train", good_suite, "-m", tiny_model, "-o", tmp_path / "run"), "b.csv, row 2")
+    off = "data.leaks=off"
+    refused(command("train", good_suite, "-m", tiny_model, "-o", tmp_path / "run", off), "b.csv, row 2")
     kept = {path: path.stat().st_mtime_ns for path in (cache / "stores").iterdir()}
     assert [path.name.startswith("mine-train-") for path in kept] == [True]
     (tmp_path / "b.csv").write_text(table(GOOD))
-    arguments = ["train.updates=1", "mixture.sub_batches=2"]
+    arguments = ["train.updates=1", "mixture.sub_batches=2", off]
     assert command("train", good_suite, "-m", tiny_model, "-o", tmp_path / "run", *arguments)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
@@ -356,7 +366,7 @@ def test_texts_too_long_for_the_model_are_cut_counted_and_reported(tmp_path, tin
     rows = [{"text": "the duni kuno " * (40 if i % 4 == 0 else 2), "label": i % 2} for i in range(40)]
     (tmp_path / "a.csv").write_text(table(rows))
     entry = {**MINE, "source": {"train": "a.csv", "validation": "a.csv"}}
-    arguments = ["train.updates=1", "data.max_length=32", "-m", tiny_model, "-o", tmp_path / "run"]
+    arguments = ["train.updates=1", "data.max_length=32", "data.leaks=off", "-m", tiny_model, "-o", tmp_path / "run"]
     code, message = command("train", suite_file(tmp_path, entry), *arguments)
     assert code == 0, message
     assert "texts longer than the model reads were cut in 1 tasks: mine 25%" in message

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -15,6 +16,12 @@ from prefinetune.errors import InputError
 from prefinetune.families import Choice, Classification, Span
 from prefinetune.sources import Files, Hub, Rows, open_task
 from prefinetune.task import Task
+
+
+@pytest.fixture(autouse=True)
+def own_cache(cache):
+    """Tables of files go to a folder of each test's own."""
+
 
 TABLE = [
     {"text": 'the kuno, "big"', "label": "NA"},
@@ -41,6 +48,8 @@ WRITERS = {
     "a.ndjson": lambda path: path.write_text(json_lines()),
     "a.json": lambda path: path.write_text(json.dumps(TABLE)),
     "a.parquet": lambda path: pd.DataFrame(TABLE).to_parquet(path),
+    "a.csv.zst": lambda path: path.write_bytes(pa.compress(csv_text().encode(), codec="zstd", asbytes=True)),
+    "a.json.zst": lambda path: path.write_bytes(pa.compress(json.dumps(TABLE).encode(), codec="zstd", asbytes=True)),
     "a.csv.gz": lambda path: path.write_bytes(gzip.compress(csv_text().encode())),
     "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(json_lines().encode())),
 }
@@ -57,12 +66,12 @@ def test_every_kind_of_file_gives_the_same_rows(name, tmp_path):
     WRITERS.get(name, write_arrow)(tmp_path / name)
     source = Files(str(tmp_path / name))
     assert source.splits() == ["train"]
-    assert list(source.read("train")) == TABLE
+    assert list(source.read("train").rows) == TABLE
 
 
 def test_rows_in_memory_give_the_same_rows():
     for table in (TABLE, pd.DataFrame(TABLE), Dataset.from_list(TABLE), Dataset.from_list(TABLE).with_format("numpy")):
-        assert list(Rows({"train": table}).read("train")) == TABLE
+        assert list(Rows({"train": table}).read("train").rows) == TABLE
 
 
 def test_labels_of_a_table_are_what_their_author_wrote(tmp_path):
@@ -74,7 +83,7 @@ def test_labels_of_a_table_are_what_their_author_wrote(tmp_path):
 
 def test_a_text_longer_than_the_csv_modules_limit_is_read(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n" + "word " * 40_000 + ",x\n")
-    assert len(Files(str(tmp_path / "a.csv")).read("train")[0]["text"]) == 200_000
+    assert len(Files(str(tmp_path / "a.csv")).read("train").rows[0]["text"]) == 200_000
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
@@ -91,7 +100,7 @@ def test_a_folder_holds_split_files_and_shards(tmp_path):
     (tmp_path / "README.md").write_text("not data")
     source = Files(str(tmp_path))
     assert sorted(source.splits()) == ["train", "validation"]
-    assert list(source.read("train")) == list(source.read("validation")) == TABLE
+    assert list(source.read("train").rows) == list(source.read("validation").rows) == TABLE
     assert source.place("train") == f"{tmp_path}/train*"
 
 
@@ -175,8 +184,10 @@ def test_messages_name_the_row_of_the_file_after_rows_were_dropped(mirror, tmp_p
     opened = open_task(Task("team/set", Hub("team/set"), Classification("text", labels=("0", "1"))), mirror)
     with pytest.raises(InputError, match=r"train\.parquet, row 7: field 'text'"):
         build_store(opened, "train", tokenizer, tmp_path)
-    with pytest.raises(InputError, match=r"train\.parquet, row 7: field 'text'.*a label"):  # found while labels are read
-        _ = open_task(Task("team/set", Hub("team/set"), Classification("text", label="text")), mirror).family
+    by_text = open_task(Task("team/set", Hub("team/set"), Classification("text", label="text")), mirror)
+    assert len(by_text.family.labels) == 60 - 4 - 1, "overlaps are dropped, and the label that is none is passed over"
+    with pytest.raises(InputError, match=r"train\.parquet, row 7: field 'text'"):
+        build_store(by_text, "train", tokenizer, tmp_path)
 
 
 def test_dropped_rows_of_a_real_mirror_are_those_that_its_files_list(shared_data):
@@ -188,7 +199,7 @@ def test_dropped_rows_of_a_real_mirror_are_those_that_its_files_list(shared_data
     for task in catalog():
         if listed.get(task.slug) and (shared_data / task.slug).is_dir() and checked < 4:
             opened = open_task(task, shared_data)
-            total = len(opened.source.read(opened.names["train"]))
+            total = len(opened.source.read(opened.names["train"]).rows)
             held_out = 0 if "validation" in opened.names else len(opened.split("validation"))
             assert len(opened.split("train")) == total - len(listed[task.slug]) - held_out
             checked += 1
@@ -236,19 +247,19 @@ def test_a_digest_follows_the_content_and_not_the_time(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,label\nold,x\n")
     source = Files(str(path))
-    before, time = source.digest("train"), path.stat().st_mtime_ns
-    assert source.read("train")[0]["text"] == "old"
+    before, time = source.read("train"), path.stat().st_mtime_ns
+    assert before.rows[0]["text"] == "old"
     os.utime(path, (1, 1))
-    assert source.digest("train") == before
+    assert source.read("train").digest == before.digest
     path.write_text("text,label\nnew,x\n")
     os.utime(path, ns=(time, time))  # of the same name, size and time as what was read before
-    assert source.digest("train") != before
-    assert source.read("train")[0]["text"] == "new"
+    assert source.read("train").digest != before.digest
+    assert source.read("train").rows[0]["text"] == "new"
 
 
 def test_the_digest_of_rows_in_memory_follows_their_content():
     def digest(table: object) -> str:
-        return Rows({"train": table}).digest("train")
+        return Rows({"train": table}).read("train").digest
 
     changed = [dict(row) for row in TABLE]
     changed[3]["text"] = "Nine"
@@ -265,6 +276,65 @@ def test_numbers_survive_being_taken_twice():
     assert [twice.number(index) for index in range(3)] == [10, 15, 39]
     assert twice.rows["text"] == ["text 10", "text 15", "text 39"]
     assert [start for start, _ in split.chunks(20)] == [0, 20, 40]
+    for part in (split, twice, split.take(np.arange(0, 50, 3))):  # whole, far between, and close together
+        assert [row["text"] for _, rows in part.chunks(7) for row in rows] == part.rows["text"]
+
+
+def test_all_bad_rows_of_a_split_may_stand_in_one_of_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("prefinetune.readers.HOPELESS", 10)
+    monkeypatch.setattr("prefinetune.readers.CHUNK", 20)
+    for shard in range(20):
+        (tmp_path / f"train-{shard:02}.csv").write_text("text,label\n" + ("ragged row\n" if shard == 7 else "the kuno,x\n") * 100)
+    (tmp_path / "validation.csv").write_text("text,label\nthe,x\n")
+    for share in (0.05, 0.04):
+        opened = open_task(Task("mine", Files(str(tmp_path)), Classification("text")), bad_rows=share)
+        if share == 0.05:
+            assert (len(opened.split("train")), len(opened.split("train").faults)) == (1900, 100)
+        else:
+            with pytest.raises(InputError, match=r"train-07\.csv, row 0 \(line 2\).*100 rows of 2,000"):
+                opened.split("train")
+
+
+def test_columns_are_those_of_any_row_and_a_row_of_another_type_is_at_fault():
+    table = Rows({"train": [{"a": 1}, {"a": 2.5, "b": ["x"]}, {"a": "three"}, {"a": None, "b": [None]}, 5]}).read("train")
+    assert list(table.rows) == [{"a": 1.0, "b": None}, {"a": 2.5, "b": ["x"]}, {"a": None, "b": [None]}]
+    assert {row: fault.reason for row, fault in table.faults.items()} == {
+        2: "field 'a': 'three' is not accepted; expected double, as in the rows before",
+        4: "expected a dictionary with keys, not '5'",
+    }
+    frame = pd.DataFrame({"a": ["x", 1, None]})
+    assert list(Rows({"train": frame}).read("train").faults) == [1]
+
+
+def test_a_row_that_cannot_be_read_stays_in_its_role_when_it_is_put_right(tmp_path):
+    lines = [f"text {row},{row % 2}\n" for row in range(200)]
+    roles = {}
+    for name, broken in (("whole", []), ("broken", [5, 77, 150])):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("text,label\n" + "".join("ragged\n" if row in broken else line for row, line in enumerate(lines)))
+        opened = open_task(Task("mine", Files(str(path)), Classification("text")), max_rows=100, bad_rows=0.1)
+        roles[name] = [opened.split(role) for role in ("train", "validation")]
+    for whole, some in zip(roles["whole"], roles["broken"], strict=True):
+        assert whole.kept.tolist() == some.kept.tolist()
+        assert set(whole.numbers) - set(some.numbers) == set(whole.kept) & {5, 77, 150} == {fault.row for fault in some.faults}
+        assert some.rows["text"] == [f"text {number}" for number in some.numbers]
+        assert [some.locate(index) for index in (0, 1)] == [(str(tmp_path / "broken.csv"), int(row)) for row in some.numbers[:2]]
+
+
+def test_a_row_of_a_shard_is_named_by_its_own_file(tmp_path):
+    for shard in range(3):
+        rows = [{"text": f"{shard} {row}", "label": row % 2} for row in range(4)]
+        lines = [json.dumps(row) for row in rows]
+        if shard == 1:
+            lines[2] = "{"
+        (tmp_path / f"train-{shard}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "validation.jsonl").write_text('{"text": "a", "label": 0}\n')
+    split = open_task(Task("mine", Files(str(tmp_path)), Classification("text")), bad_rows=0.1).split("train")
+    assert [split.number(index) for index in range(len(split))] == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert split.locate(6) == (str(tmp_path / "train-1.jsonl"), 3)
+    assert split.rows["text"][6] == "1 3"
+    [fault] = split.faults
+    assert (fault.place, fault.row, fault.line) == (str(tmp_path / "train-1.jsonl"), 2, 3)
 
 
 def test_a_hub_name_prefers_the_mirror(mirror):

@@ -13,26 +13,29 @@ if TYPE_CHECKING:
     from prefinetune.config import Config
     from prefinetune.errors import InputError
     from prefinetune.evidence import Comparison, read_comparison
-    from prefinetune.families import Choice, Classification, Denoising, Generation, Regression, Span
+    from prefinetune.families import Choice, Classification, Denoising, Generation, MultiLabel, Regression, Span, Tagging
     from prefinetune.finetune import Tuned, finetune
+    from prefinetune.mirror import mirror
     from prefinetune.recipes import Recipe, recipe
     from prefinetune.sources import Files, Hub, Rows
     from prefinetune.task import Suite, Task, read_suite
+    from prefinetune.tasksource import tasksource_task
     from prefinetune.train import Run, train
 
 HOMES = {
     "catalog": "catalog", "compare": "compare", "Config": "config", "InputError": "errors", "Comparison": "evidence",
     "read_comparison": "evidence", "Choice": "families", "Classification": "families", "Denoising": "families",
-    "Generation": "families", "Regression": "families", "Span": "families", "Tuned": "finetune", "finetune": "finetune",
-    "Recipe": "recipes", "recipe": "recipes", "Files": "sources", "Hub": "sources", "Rows": "sources", "Suite": "task",
-    "Task": "task", "read_suite": "task", "Run": "train", "train": "train",
+    "Generation": "families", "MultiLabel": "families", "Regression": "families", "Span": "families", "Tagging": "families",
+    "Tuned": "finetune", "finetune": "finetune", "Recipe": "recipes", "recipe": "recipes", "Files": "sources",
+    "Hub": "sources", "Rows": "sources", "Suite": "task", "Task": "task", "read_suite": "task", "Run": "train", "train": "train",
+    "mirror": "mirror", "tasksource_task": "tasksource",
 }  # fmt: skip
 
 __version__ = "0.1.0"
 __all__ = [
-    "Choice", "Classification", "Comparison", "Config", "Denoising", "Files", "Generation", "Hub", "InputError", "Recipe",
-    "Regression", "Rows", "Run", "Span", "Suite", "Task", "Tuned", "catalog", "compare", "finetune", "read_comparison",
-    "read_suite", "recipe", "train",
+    "Choice", "Classification", "Comparison", "Config", "Denoising", "Files", "Generation", "Hub", "InputError", "MultiLabel",
+    "Recipe", "Regression", "Rows", "Run", "Span", "Suite", "Tagging", "Task", "Tuned", "catalog", "compare", "finetune",
+    "mirror", "read_comparison", "read_suite", "recipe", "tasksource_task", "train",
 ]  # fmt: skip
 
 

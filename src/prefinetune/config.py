@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from prefinetune.errors import InputError, nearest
+from prefinetune.quarantine import BAD_ROWS
 
 
 class Section(BaseModel):
@@ -25,12 +27,25 @@ class DataSettings(Section):
     max_length: int | None = Field(None, description="tokens per sequence; what the model takes, at most 512, when left out")
     max_target_length: int | None = Field(None, description="tokens a decoder learns to write; at most 256 when left out")
     max_rows: int | None = Field(None, gt=0, description="most training rows of a task, a fixed sample")
-    bad_rows: Literal["error", "skip"] = Field(
-        "error", description="stop at a row that cannot be used, or leave it out and count"
+    bad_rows: float = Field(
+        BAD_ROWS, ge=0, le=1, description="share of a split's rows that may be of no use and are set aside; 0 stops at the first"
     )
     leaks: Literal["drop", "report", "off"] = Field(
         "drop", description="training rows that show evaluation rows: leave them out, only say so, or do not look"
     )
+
+    @field_validator("leaks", mode="before")
+    @classmethod
+    def _off_in_yaml(cls, value: Any) -> Any:
+        return "off" if value is False else value
+
+    @field_validator("bad_rows", mode="before")
+    @classmethod
+    def _no_longer_words(cls, value: Any) -> Any:
+        if value in ("error", "skip"):
+            instead = "0, which stops at the first" if value == "error" else f"{BAD_ROWS}, or 1 for as many as there are"
+            raise PydanticCustomError("share", "a share", {"expected": f"the share of rows that may be set aside: {instead}"})
+        return value
 
 
 class MixtureSettings(Section):

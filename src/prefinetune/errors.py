@@ -28,16 +28,8 @@ class FieldError(InputError):
         shown = shown if len(shown) <= 120 else shown[:117] + "..."
         super().__init__(f"field {field_name(field)!r}: {shown} is not accepted; expected {accepted}")
 
-    def at(self, place: str, row: int) -> RowError:
-        return RowError(self, place, row)
-
-
-class RowError(InputError):
-    """A FieldError with the place and row of the value."""
-
-    def __init__(self, problem: FieldError, place: str, row: int) -> None:
-        super().__init__(f"{place}, row {row}: {problem}")
-        self.problem, self.row = problem, row
+    def at(self, place: str, row: int) -> InputError:
+        return InputError(f"{place}, row {row}: {self}")
 
 
 def field_name(field: Any) -> str:

@@ -31,7 +31,7 @@ from prefinetune.results import write
 from prefinetune.sources import OpenTask
 from prefinetune.store import cache_folder
 
-FORMAT = 2  # of what is found; part of the cache's key
+FORMAT = 3  # of what is found; part of the cache's key
 LEAST_LETTERS = 15  # letters and digits that the shared texts of two rows must have together to tell these rows from others
 COMMON = 200  # a text that more evaluation rows share tells none of them from the others ("Which is right?")
 WIDESPREAD = 64  # an n-gram in more texts than that is a phrase of its genre
@@ -138,10 +138,14 @@ def find_leaks(
         only_against: leave the evaluation rows of the tasks themselves out.
 
     Raises:
-        InputError: rows cannot be found, or `n` or `share` is out of range.
+        InputError: rows cannot be found, two tasks have one slug, or `n` or `share` is out of range.
     """
     if n < 2 or not 0 < share <= 1:
         raise InputError(f"n-grams of {n} words, share {share}: expected at least 2 words and a share above 0 and up to 1")
+    slugs = {one.task.slug: one.task.name for one in (*opened, *against)}
+    for one in (*opened, *against):
+        if slugs[one.task.slug] != one.task.name:
+            raise InputError(f"tasks {one.task.name!r} and {slugs[one.task.slug]!r} would share the folder {one.task.slug!r}")
     splits = evaluation_splits(against if only_against else (*opened, *against))
     index = Index(n)
     for number, (one, role) in enumerate(splits):
@@ -158,11 +162,12 @@ def find_leaks(
         found = Found(index, len(splits))
         fields = (*one.task.family.inputs(), *one.task.family.outputs())
         for start, (prints, matches) in each_chunk(
-            one, "train", lambda texts: index.match(index.fingerprint(texts), share), fields
+            one, "train", lambda texts: index.match(index.fingerprint(texts), share), fields, parts=True
         ):
             found.add(start, matches)
             if progress:
                 progress(prints.rows)
+        found.leaks |= found.leaks[index.twin]
         overlaps += found.overlaps(one, splits)
         leaking |= found.leaks
         rows = found.drop(one, splits)
@@ -207,13 +212,15 @@ class Prints:
     gram_text: np.ndarray  # [g] which text the n-gram is of
 
 
-def each_chunk(opened: OpenTask, role: str, work: Callable[[Texts], Any], fields: Sequence[Field]) -> Iterator[tuple[int, Any]]:
+def each_chunk(
+    opened: OpenTask, role: str, work: Callable[[Texts], Any], fields: Sequence[Field], parts: bool = False
+) -> Iterator[tuple[int, Any]]:
     """(index of the first row, result of `work`) for a split in pieces, two at a time: Arrow and NumPy work outside the
     interpreter's lock."""
     ahead: list[tuple[int, Future]] = []
     workers = min(4, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        for start, texts in row_texts(opened, role, fields):
+        for start, texts in row_texts(opened, role, fields, parts):
             ahead.append((start, pool.submit(work, texts)))
             if len(ahead) > workers:
                 first, future = ahead.pop(0)
@@ -231,29 +238,35 @@ class Texts:
     owner: list[int]
 
 
-def row_texts(opened: OpenTask, role: str, fields: Sequence[Field]) -> Iterator[tuple[int, Texts]]:
+def row_texts(opened: OpenTask, role: str, fields: Sequence[Field], parts: bool) -> Iterator[tuple[int, Texts]]:
+    """(index of the first row, texts of rows); with `parts`, each option of a row is also a text of its own."""
     split = opened.split(role)
     for start, rows in split.chunks(4000):
         texts: list[str] = []
         owner: list[int] = []
         for number, row in enumerate(rows):
             for where in fields:
-                if text := field_text(row, where, opened.task.family.any_order):
-                    texts.append(text)
-                    owner.append(number)
+                values, any_order = field_values(row, where), opened.task.family.any_order
+                alone = values if parts and any_order and len(values) > 1 else []
+                for text in [field_text(values, any_order), *alone]:
+                    if text:
+                        texts.append(text)
+                        owner.append(number)
         yield start, Texts(len(rows), texts, owner)
 
 
-def field_text(row: Mapping[str, Any], where: Field, any_order: bool) -> str:
-    """A field as one text, lists joined; what is no text, which training will set aside, is none."""
+def field_values(row: Mapping[str, Any], where: Field) -> list[str]:
+    """What a field holds, each option or token; what is no text, which training will set aside, is none."""
     try:
         values = [read(row, part) for part in where] if isinstance(where, tuple) else read(row, where)
     except FieldError:
-        return ""
-    if isinstance(values, (list, tuple)):
-        parts = [str(value) for value in values if value is not None]
-        return " ".join(sorted(parts) if any_order else parts)
-    return "" if values is None else str(values)
+        return []
+    return [str(value) for value in (values if isinstance(values, (list, tuple)) else [values]) if value is not None]
+
+
+def field_text(values: Sequence[str], any_order: bool) -> str:
+    """What a field holds as one text."""
+    return " ".join(sorted(values) if any_order else values)
 
 
 def fingerprint(given: Texts, n: int, every: int = 1) -> Prints:
@@ -328,7 +341,7 @@ class Index:
         self.num_rows = 0
         self._seen: set[int] = set()
         self._keys, self._letters, self._owner = [], [], []  # type: ignore[var-annotated]
-        self._splits, self._row_raw = [], []  # type: ignore[var-annotated]
+        self._splits, self._raw = [], []  # type: ignore[var-annotated]
         self._grams, self._gram_keys, self._num_grams = [], [], 0  # type: ignore[var-annotated]
 
     def fingerprint(self, texts: Texts) -> Prints:
@@ -339,10 +352,12 @@ class Index:
         self._letters.append(prints.letters)
         self._owner.append(prints.owner + self.num_rows)
         self._splits.append(np.full(prints.rows, split))
-        self._row_raw.append(sum_by(prints.owner, prints.raw, prints.rows))
+        self._raw.append(prints.raw)
         self.num_rows += prints.rows
+        # Of texts with equal letters the n-grams of the first count; others differ at most in where words are parted.
         new = np.array([self._is_new(key) for key in prints.key.tolist()], bool)
         kept = new[prints.gram_text] if len(new) else np.zeros(0, bool)
+        kept &= (prints.grams & np.uint64(self.every - 1)) == 0  # hashed ahead, perhaps before the last thinning
         self._grams.append(prints.grams[kept])
         self._gram_keys.append(prints.key[prints.gram_text[kept]])
         self._num_grams += int(kept.sum())
@@ -363,10 +378,10 @@ class Index:
 
     def finish(self) -> None:
         """Sort what was added, so that it can be asked."""
-        self._thin()
         self._seen.clear()
         keys, owner, letters = joined(self._keys, np.uint64), joined(self._owner), joined(self._letters)
-        self.splits, self.row_raw = joined(self._splits), joined(self._row_raw, np.uint64)
+        self.splits, self.raw = joined(self._splits), joined(self._raw, np.uint64)
+        self.raw_starts = np.searchsorted(owner, np.arange(self.num_rows + 1))
         self.keys, first, text = np.unique(keys, return_index=True, return_inverse=True)
         self.letters = letters[first]
         # Rows -> texts and texts -> rows, each distinct text of a row once.
@@ -382,12 +397,19 @@ class Index:
         order = np.lexsort((self.letters[self.text_of], self.row_of))
         last = np.searchsorted(self.row_of[order], np.arange(self.num_rows), side="right") - 1
         self.longest = self.text_of[order][np.maximum(last, 0)] if len(order) else np.zeros(self.num_rows, np.int64)
-        # Rows of nothing but common texts are found by all of these together.
-        self.row_key = sum_by(self.row_of, self.keys[self.text_of], self.num_rows)
+        # Rows of nothing but common texts are found by all of these together: one of the equal rows of a split stands for all.
         row_letters = np.bincount(self.row_of, self.letters[self.text_of], minlength=self.num_rows)
         common_rows = np.flatnonzero((self.needed == 0) & (row_letters >= LEAST_LETTERS))
-        self.common_keys, at = np.unique(self.row_key[common_rows], return_index=True)
-        self.common_rows = common_rows[at]
+        row_key = sum_by(self.row_of, self.keys[self.text_of], self.num_rows)[common_rows]
+        order = np.lexsort((common_rows, self.splits[common_rows], row_key))
+        common_rows, row_key = common_rows[order], row_key[order]
+        is_first = np.ones(len(common_rows), bool)
+        is_first[1:] = (row_key[1:] != row_key[:-1]) | (self.splits[common_rows[1:]] != self.splits[common_rows[:-1]])
+        self.twin = np.arange(self.num_rows)
+        self.twin[common_rows] = common_rows[is_first][np.cumsum(is_first) - 1]
+        first = common_rows[is_first]
+        self.common_rows = first[np.argsort(self.longest[first], kind="stable")]
+        self.common_starts = np.searchsorted(self.longest[self.common_rows], np.arange(len(self.keys) + 1))
 
         grams, texts = joined(self._grams, np.uint64), np.searchsorted(self.keys, joined(self._gram_keys, np.uint64))
         self._grams, self._gram_keys = [], []
@@ -416,7 +438,8 @@ class Index:
     def match(self, prints: Prints, share: float) -> tuple[Prints, Matches]:
         """The evaluation rows that share texts with training rows."""
         width = max(len(self.keys), 1)
-        touched, equal, shown = self._touched(prints, share)
+        touched, equal_texts, shown = self._touched(prints, share)
+        equal = np.isin(touched, equal_texts)
         training, text = np.divmod(touched, width)
         # From touched texts to the rows that hold them.
         useful = ~self.is_common[text]
@@ -428,23 +451,27 @@ class Index:
         by_grams = np.bincount(inverse, np.repeat(~equal, counts), minlength=len(pairs)) > 0
         is_shown = np.bincount(inverse, np.repeat(shown, counts), minlength=len(pairs)) > 0
         row, evaluation = np.divmod(pairs, max(self.num_rows, 1))
-        kept = letters >= LEAST_LETTERS
-        row, evaluation, number, by_grams, is_shown = row[kept], evaluation[kept], number[kept], by_grams[kept], is_shown[kept]
-        whole = is_shown & (number == self.needed[evaluation]) & self._has_common(row, evaluation, touched, width)
-        own_raw, own_key = (sum_by(prints.owner, part, prints.rows) for part in (prints.raw, prints.key))
-        level = np.where(by_grams, 2, np.where(own_raw[row] == self.row_raw[evaluation], 0, 1))
+        has_common, common_letters = self._common(row, evaluation, touched, width)
+        kept = letters + common_letters >= LEAST_LETTERS
+        whole = is_shown & (number == self.needed[evaluation]) & has_common
+        row, evaluation, by_grams, whole = row[kept], evaluation[kept], by_grams[kept], whole[kept]
+        level = np.where(by_grams, 2, 1)
+        equal_rows = np.flatnonzero(whole & ~by_grams)
+        level[equal_rows] = self._equal_level(prints, row[equal_rows], evaluation[equal_rows])
         context = np.isin(row * width + self.longest[evaluation], touched)
         level = np.where(whole, level, np.where(context, CONTEXT, TEXT))
         # Rows of common texts only.
-        at = np.searchsorted(self.common_keys, own_key)
-        same = is_at(self.common_keys, at, own_key)
-        other = self.common_rows[at[same]]
-        same_level = np.where(own_raw[same] == self.row_raw[other], 0, 1)
+        training, text = np.divmod(equal_texts, width)
+        counts = np.where(self.is_common[text], self.common_starts[text + 1] - self.common_starts[text], 0)
+        same, other = np.repeat(training, counts), self.common_rows[spread(self.common_starts[text], counts)]
+        whole = self._common(same, other, equal_texts, width)[0]
+        same, other = same[whole], other[whole]
+        same_level = self._equal_level(prints, same, other)
         return prints, Matches(*map(np.concatenate, ((row, same), (evaluation, other), (level, same_level))))
 
     def _touched(self, prints: Prints, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Which evaluation texts the training rows touch, as sorted numbers row * texts + text; whether they are equal; and
-        whether they are shown."""
+        """Which evaluation texts the training rows touch, as sorted numbers row * texts + text; those that are equal; and whether
+        the former are shown."""
         width = max(len(self.keys), 1)
         at = np.searchsorted(self.keys, prints.key)
         same = is_at(self.keys, at, prints.key)
@@ -460,19 +487,36 @@ class Index:
         texts, low, counts = (part[counts <= WIDESPREAD] for part in (texts, low, counts))
         pairs, shared = np.unique(np.repeat(texts, counts) * width + self.gram_text[spread(low, counts)], return_counts=True)
         text, other = np.divmod(pairs, width)
-        own = np.bincount(prints.gram_text, minlength=len(prints.key))
+        asked = np.flatnonzero(np.isin(prints.gram_text, texts))
+        order = asked[np.lexsort((prints.grams[asked], prints.gram_text[asked]))]
+        of, gram = prints.gram_text[order], prints.grams[order]
+        once = np.ones(len(order), bool)
+        once[1:] = (of[1:] != of[:-1]) | (gram[1:] != gram[:-1])
+        own = np.bincount(of[once], minlength=len(prints.key))
         near = prints.owner[text] * width + other
         is_shown = shared >= share * self.gram_counts[other]
         touched = np.union1d(equal, near[is_shown | (shared >= share * own[text])])
-        equals = np.isin(touched, equal)
-        return touched, equals, equals | np.isin(touched, near[is_shown])
+        return touched, equal, np.isin(touched, equal) | np.isin(touched, near[is_shown])
 
-    def _has_common(self, row: np.ndarray, evaluation: np.ndarray, touched: np.ndarray, width: int) -> np.ndarray:
-        """Whether the training row also touches the common texts of the evaluation row, pair by pair."""
+    def _equal_level(self, prints: Prints, row: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
+        """For pairs of rows that share letters and digits: 0 where every text of the evaluation row stands in the training row
+        as it is, else 1."""
+        tag = np.uint64(0x9E3779B97F4A7C15)  # a text's hash and its row in one number
+        counts = np.diff(self.raw_starts)[evaluation]
+        pair, raw = np.repeat(np.arange(len(row)), counts), self.raw[spread(self.raw_starts[evaluation], counts)]
+        own = prints.raw + prints.owner.astype(np.uint64) * tag
+        missing = ~np.isin(raw + row[pair].astype(np.uint64) * tag, own)
+        return (np.bincount(pair, missing, minlength=len(row)) > 0).astype(np.int64)
+
+    def _common(self, row: np.ndarray, evaluation: np.ndarray, touched: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pair by pair: whether the training row also touches the common texts of the evaluation row, and how many letters of
+        these it touches."""
         starts, counts = self.row_starts[evaluation], np.diff(self.row_starts)[evaluation]
         pair, texts = np.repeat(np.arange(len(row)), counts), self.text_of[spread(starts, counts)]
-        missing = self.is_common[texts] & ~np.isin(row[pair] * width + texts, touched)
-        return np.bincount(pair, missing, minlength=len(row)) == 0
+        pair, texts = pair[self.is_common[texts]], texts[self.is_common[texts]]
+        there = np.isin(row[pair] * width + texts, touched)
+        missing = np.bincount(pair, ~there, minlength=len(row))
+        return missing == 0, np.bincount(pair, self.letters[texts] * there, minlength=len(row))
 
 
 class Found:
@@ -545,7 +589,7 @@ def example(level: int, opened: OpenTask, row: int, other: OpenTask, role: str, 
 def shorten(opened: OpenTask, role: str, index: int) -> list[str]:
     row = opened.split(role).rows[index]
     family = opened.task.family
-    texts = (field_text(row, where, family.any_order) for where in (*family.inputs(), *family.outputs()))
+    texts = (field_text(field_values(row, where), family.any_order) for where in (*family.inputs(), *family.outputs()))
     return [text if len(text) <= 300 else text[:300] + " …" for text in texts if text]
 
 

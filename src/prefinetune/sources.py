@@ -1,13 +1,12 @@
 """Where rows come from: a hub dataset or a local mirror of it, files of a team's own, or rows in memory.
 
-The only file that may touch a network, and only for a hub name that no mirror holds. Reading itself is `datasets`' work; here
-its results are checked, so that a bad file is named with its row and not trained on.
+The only file that may touch a network, and only for a hub name that no mirror holds. `readers.py` reads files; what is held out,
+left out or sampled of the rows is decided here, by row number, so that a row which cannot be read takes part like any other: put
+right, it moves no other row to another role.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefinetune.errors import FieldError, InputError, RowError, Unavailable, listing, nearest
+from prefinetune.errors import FieldError, InputError, Unavailable, listing, nearest
 from prefinetune.mixture import permute
+from prefinetune.quarantine import BAD_ROWS, BEYOND_MOST, HELD_OUT, LEAK, NOT_SCORED, OVERLAP, Account, Fault
+from prefinetune.readers import COMPRESSED, KINDS, Table, collect, file_kind, join, make_table, read_file, without
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from prefinetune.task import Task
 
-READERS = {
-    ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".arrow": "arrow",
-}  # fmt: skip
 ALIASES = {
     "dev": "validation",
     "valid": "validation",
@@ -47,15 +45,17 @@ class Source:
     def splits(self) -> list[str]:
         raise NotImplementedError
 
-    def read(self, split: str) -> Dataset:
+    def read(self, split: str, cache: Path | None = None, allowed: float = 1.0) -> Table:
+        """The rows of a split, and those that cannot be read.
+
+        Args:
+            cache: where tables of files are kept; `cache_folder()` when None.
+            allowed: the share of bad rows beyond which reading may stop.
+        """
         raise NotImplementedError
 
     def place(self, split: str) -> str:
         """What messages call this split: its file, for one."""
-        raise NotImplementedError
-
-    def digest(self, split: str) -> str:
-        """Changes when the rows do."""
         raise NotImplementedError
 
     def at(self, slug: str, data_root: Path | None) -> Source:
@@ -69,8 +69,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Hub(Source):
-    """A dataset on the Hugging Face hub; `id` None where only mirrors of it are known. With the revision PARQUET it is the copy that
-    the hub itself made of a set whose repository holds a script, in which a configuration is a folder."""
+    """A dataset on the Hugging Face hub; `id` None where only mirrors of it are known. The revision PARQUET is the copy that the
+    hub itself made of a set whose repository holds a script; there a configuration is a folder."""
 
     id: str | None
     config: str | None = None
@@ -105,8 +105,9 @@ class Hub(Source):
     def splits(self) -> list[str]:
         return self._ask(lambda d: list(d.get_dataset_split_names(self.id, self._name, revision=self.revision, **self._folder)))
 
-    def read(self, split: str) -> Dataset:
-        return self._ask(lambda d: d.load_dataset(self.id, self._name, split=split, revision=self.revision, **self._folder))
+    def read(self, split: str, cache: Path | None = None, allowed: float = 1.0) -> Table:
+        rows = self._ask(lambda d: d.load_dataset(self.id, self._name, split=split, revision=self.revision, **self._folder))
+        return make_table(rows, [], self.place(split))
 
     @property
     def _name(self) -> str | None:
@@ -118,9 +119,6 @@ class Hub(Source):
 
     def place(self, split: str) -> str:
         return f"{self.describe()} [{split}]"
-
-    def digest(self, split: str) -> str:
-        return digest_rows(self.read(split))
 
     def describe(self) -> str:
         return (
@@ -144,12 +142,10 @@ class Files(Source):
             given = {}
             for path in sorted(Path(self.paths).iterdir()):
                 stem = path.name.split(".")[0].split("-")[0]
-                if reader(path) and ALIASES.get(stem, stem) in ROLES:
+                if file_kind(path) and ALIASES.get(stem, stem) in ROLES:
                     given.setdefault(ALIASES.get(stem, stem), []).append(path)
             if not given:
-                raise InputError(
-                    f"{self.paths}: no data in this folder; expected train, validation or test as {listing(READERS)}"
-                )
+                raise InputError(f"{self.paths}: no data in this folder; expected train, validation or test as {listing(KINDS)}")
         else:
             given = {"train": [Path(self.paths)]}
         for paths in given.values():
@@ -157,8 +153,10 @@ class Files(Source):
                 if not path.is_file():
                     others = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
                     raise InputError(f"no file {str(path)!r}{nearest(path.name, others)}")
-                if not reader(path):
-                    raise InputError(f"{path}: unknown kind of file; accepted: {listing(READERS)}, each also as .gz")
+                if not file_kind(path):
+                    raise InputError(
+                        f"{path}: unknown kind of file; accepted: {listing(KINDS)}; text also as {listing(COMPRESSED)}"
+                    )
                 if path.stat().st_size == 0:
                     raise InputError(f"{path}: the file is empty")
         return given
@@ -166,46 +164,14 @@ class Files(Source):
     def splits(self) -> list[str]:
         return list(self.files)
 
-    def read(self, split: str) -> Dataset:
-        import datasets
-
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its complaints reach the user through ours
-        paths = self.files[split]
-        kind = reader(paths[0])
-        options: dict[str, Any] = {}
-        if kind == "csv":
-            header, *_ = [check_table(path) for path in paths]
-            # Everything as text, nothing guessed: a label "NA" or a title "null" is what its author wrote.
-            features = datasets.Features({column: datasets.Value("string") for column in header})
-            options = {"sep": delimiter(paths[0]), "features": features, "keep_default_na": False}
-        elif kind == "json":
-            for path in paths:
-                check_encoding(path)
-        try:
-            # Named by content: what `datasets` keeps of a file it knows by path and time only, and these can stay the same.
-            name = f"{kind}-{self.digest(split)}"
-            rows = datasets.load_dataset(kind, name, data_files=[str(path) for path in paths], split="train", **options)
-        except Exception as error:
-            for path in paths:
-                explain(path, kind)
-            if "corresponds to no data" in str(error):
-                raise InputError(f"{self.place(split)}: there are no rows") from None
-            cause = error.__cause__ or error
-            raise InputError(f"{self.place(split)}: could not be read as {kind}: {str(cause).splitlines()[0][:300]}") from error
-        return rows
+    def read(self, split: str, cache: Path | None = None, allowed: float = 1.0) -> Table:
+        sizes = {path: path.stat().st_size for path in self.files[split]}
+        whole = sum(sizes.values())  # the share is of the split: all its bad rows may stand in one file
+        return join([read_file(path, cache, allowed * whole / size) for path, size in sizes.items()], self.place(split))
 
     def place(self, split: str) -> str:
         paths = self.files[split]
         return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent}/{split}*"
-
-    def digest(self, split: str) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for path in self.files[split]:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
 
     def describe(self) -> Any:
         return dict(self.paths) if isinstance(self.paths, Mapping) else self.paths
@@ -213,7 +179,8 @@ class Files(Source):
 
 @dataclass(frozen=True, eq=False)
 class Rows(Source):
-    """Rows in memory by split: lists of dictionaries, pandas DataFrames or `datasets.Dataset`s."""
+    """Rows in memory by split: lists of dictionaries, pandas DataFrames or `datasets.Dataset`s. A column has one type, that of
+    the rows before."""
 
     tables: Mapping[str, Any]
     name: str = "rows in memory"
@@ -221,27 +188,26 @@ class Rows(Source):
     def splits(self) -> list[str]:
         return list(self.tables)
 
-    def read(self, split: str) -> Dataset:
+    def read(self, split: str, cache: Path | None = None, allowed: float = 1.0) -> Table:
         from datasets import Dataset
 
-        table = self.tables[split]
+        table, place = self.tables[split], self.place(split)
         if isinstance(table, Dataset):
-            return table.with_format(None)
-        try:
-            if hasattr(table, "to_dict") and hasattr(table, "columns"):
-                return Dataset.from_pandas(table, preserve_index=False)
-            return Dataset.from_list(list(table))
-        except Exception as error:  # pyarrow's many complaints about columns of mixed types, and things that are no table
+            return make_table(table.with_format(None), [], place)
+        if hasattr(table, "to_dict") and hasattr(table, "columns"):
+            try:
+                return make_table(Dataset.from_pandas(table, preserve_index=False), [], place)
+            except Exception:  # of pyarrow's, about a column of several types: row by row it is clear which row is at fault
+                table = table.astype(object).where(table.notna(), None).to_dict("records")
+        if isinstance(table, (str, bytes, Mapping)) or not hasattr(table, "__iter__"):
             raise InputError(
-                f"{self.place(split)}: {type(table).__name__} could not be read as a table ({str(error).splitlines()[0][:200]}); "
-                "expected a list of dictionaries, a DataFrame or a Dataset, with one type per column"
-            ) from error
+                f"{place}: {type(table).__name__} could not be read as a table; expected a list of dictionaries, a DataFrame or "
+                "a Dataset"
+            )
+        return collect(table, place)
 
     def place(self, split: str) -> str:
         return f"{self.name} [{split}]"
-
-    def digest(self, split: str) -> str:
-        return digest_rows(self.read(split))
 
     def describe(self) -> str:
         return self.name
@@ -249,30 +215,90 @@ class Rows(Source):
 
 @dataclass(frozen=True)
 class Split:
-    """Rows in one role of a task, with what a message needs to point at one of them."""
+    """Rows in one role of a task. `split.rows[i]` is row `split.number(i)` of the source.
 
-    rows: Dataset
+    Attributes:
+        table: all rows of the source.
+        place: what messages call it.
+        kept: numbers of the rows in this role, ascending, those that could not be read among them.
+        left_out: how many of the source's rows are not in this role, by rule (see quarantine.RULES).
+    """
+
+    table: Table
     place: str
-    numbers: np.ndarray | None = None  # row numbers in that place, where rows were taken out
+    kept: np.ndarray
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.numbers)
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """Of the rows that could be read."""
+        return self.kept[self.readable] if self.table.faults else self.kept
+
+    @cached_property
+    def readable(self) -> np.ndarray:
+        """[kept] whether a row could be read."""
+        return without(len(self.table), np.fromiter(self.table.faults, np.int64))[self.kept]
+
+    @cached_property
+    def rows(self) -> Dataset:
+        """Those that could be read."""
+        return self.table.rows if len(self) == len(self.table.rows) else self.table.rows.select(self.positions)
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Where they stand in the table."""
+        return self.numbers if self.table.numbers is None else np.searchsorted(self.table.numbers, self.numbers)
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Those that could not."""
+        return [self.table.faults[number] for number in self.kept[~self.readable].tolist()] if self.table.faults else []
 
     def number(self, index: int) -> int:
-        return int(index if self.numbers is None else self.numbers[index])
+        return int(self.numbers[index])
+
+    def locate(self, index: int) -> tuple[str, int]:
+        """(file of a row, number in that file)."""
+        return self.table.locate(self.number(index))
+
+    def keep(self, numbers: np.ndarray, rule: str) -> Split:
+        """Only these rows; the others are counted under a rule."""
+        if len(numbers) == len(self.kept):
+            return self
+        left_out = {**self.left_out, rule: self.left_out.get(rule, 0) + len(self.kept) - len(numbers)}
+        return replace(self, kept=np.sort(numbers), left_out=left_out)
+
+    def drop(self, numbers: np.ndarray, rule: str) -> Split:
+        """All but these rows, which are counted under a rule."""
+        return self.keep(self.kept[without(len(self.table), numbers)[self.kept]], rule) if len(numbers) else self
 
     def take(self, indices: np.ndarray) -> Split:
-        numbers = indices if self.numbers is None else self.numbers[indices]
-        return Split(self.rows.select(indices), self.place, numbers)
+        """Some of the rows that could be read, by index."""
+        return self.keep(self.numbers[indices], NOT_SCORED)
+
+    def spread(self, most: int) -> Split:
+        """At most so many rows, evenly over the split."""
+        if len(self.kept) <= most:
+            return self
+        return self.keep(self.kept[np.linspace(0, len(self.kept) - 1, most).astype(np.int64)], NOT_SCORED)
 
     def chunks(self, size: int = 1000) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """(index of the first row, rows) in pieces, so that memory does not grow with the number of rows."""
-        for start in range(0, len(self.rows), size):
-            columns = self.rows[start : start + size]
-            yield (
-                start,
-                [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
-            )
+        import pyarrow as pa
+
+        rows = self.table.rows.with_format("arrow")
+        for start in range(0, len(self), size):
+            at = self.positions[start : start + size]
+            first, last = int(at[0]), int(at[-1]) + 1
+            if last - first > 4 * len(at):  # far between
+                columns = rows[at.tolist()].to_pydict()
+            else:
+                piece = rows[first:last]
+                columns = (piece if last - first == len(at) else piece.take(pa.array(at - first))).to_pydict()
+            yield start, [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -283,7 +309,10 @@ class OpenTask:
     source: Source
     data_root: Path | None = None
     max_rows: int | None = None
+    bad_rows: float = BAD_ROWS  # the share of a role's rows that may be of no use
+    cache: Path | None = None  # of tables of files; `cache_folder()` when None
     _cache: dict[str, Split] = field(default_factory=dict, repr=False, compare=False)
+    _tables: dict[str, Table] = field(default_factory=dict, repr=False, compare=False)  # by the source's name of the split
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -304,40 +333,60 @@ class OpenTask:
         """The rows of a role: without rows that a mirror lists as overlaps, and with validation rows held out of training.
 
         Raises:
-            InputError: the task has no such split, its file is unusable, or a column is missing.
+            InputError: the task has no such split, its file is unusable, more of its rows than `bad_rows` allows cannot be read,
+                or a column is missing.
         """
         if role not in self._cache:
             if role not in self.roles:
                 raise InputError(f"task {self.task.name!r}: no {role} split; there are {listing(self.source.splits())}")
-            self._cache[role] = self._open(role)
+            split = self._open(role)
+            self._account(role, split)
+            self._cache[role] = split
         return self._cache[role]
+
+    def account(self, role: str) -> Account:
+        """What became of a role's rows so far: those left out by rule, and those that cannot be read."""
+        return self._account(role, self.split(role))
+
+    def _account(self, role: str, split: Split) -> Account:
+        """Raises InputError where too many cannot be read."""
+        blank_lines = split.table.blank_lines if role in self.names else 0  # held-out rows: they are counted with the others
+        rows = len(split.kept) + sum(split.left_out.values())
+        account = Account(self.task.name, role, split.place, rows, self.bad_rows, dict(split.left_out), blank_lines=blank_lines)
+        account.set_aside(*split.faults)
+        return account
 
     def _open(self, role: str) -> Split:
         name = self.names.get(role, self.names.get("train", ""))
-        rows, place = self.source.read(name), self.source.place(name)
-        if not len(rows):
+        place = self.source.place(name)
+        if name not in self._tables:
+            self._tables[name] = self.source.read(name, self.cache, self.bad_rows)
+        table = self._tables[name]
+        if not len(table):
             raise InputError(f"{place}: there are no rows")
+        if not len(table.rows):
+            raise InputError(f"{next(iter(table.faults.values()))}; none of {len(table):,} rows can be used")
+        there = table.rows.column_names
         for column in self.task.family.columns():
-            if column not in rows.column_names:
-                raise InputError(
-                    f"{place}: no column {column!r}{nearest(column, rows.column_names)}; there are {listing(rows.column_names)}"
-                )
+            if column not in there:
+                raise InputError(f"{place}: no column {column!r}{nearest(column, there)}; there are {listing(there)}")
         parts = [part for field in self.task.family.fields() for part in (field if isinstance(field, tuple) else (field,))]
         if not any(callable(part) for part in parts):  # a function may read any column
-            rows = rows.select_columns(self.task.family.columns())
-        split = Split(rows, place)
+            table = replace(table, rows=table.rows.select_columns(self.task.family.columns()), key=table.digest)
+        split = Split(table, place, np.arange(len(table)))
         if role == "train" or role not in self.names:
-            kept = np.setdiff1d(np.arange(len(rows)), overlapping_rows(self.data_root, self.task.slug))
+            split = split.drop(overlapping_rows(self.data_root, self.task.slug), OVERLAP)
             if "validation" not in self.names:
-                order = kept[permute(np.arange(len(kept)), len(kept), 0)]
+                order = split.kept[permute(np.arange(len(split.kept)), len(split.kept), 0)]
                 count = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(order))))
-                kept = np.sort(order[:count] if role == "validation" else order[count:])
-            if role == "train" and self.max_rows is not None and len(kept) > self.max_rows:
-                kept = np.sort(kept[permute(np.arange(len(kept)), len(kept), 1)[: self.max_rows]])
-            if not len(kept):
+                split = (
+                    Split(table, place, np.sort(order[:count])) if role == "validation" else split.keep(order[count:], HELD_OUT)
+                )
+            if role == "train" and self.max_rows is not None and len(split.kept) > self.max_rows:
+                order = split.kept[permute(np.arange(len(split.kept)), len(split.kept), 1)]
+                split = split.keep(order[: self.max_rows], BEYOND_MOST)
+            if not len(split.kept):
                 raise InputError(f"{place}: too few rows to hold some out for validation; name a validation split")
-            if len(kept) < len(rows):
-                split = split.take(kept)
         return split
 
     @cached_property
@@ -346,28 +395,37 @@ class OpenTask:
         split = self.split(role)
         try:
             return self.task.family.freeze(split.rows, split.place)
-        except RowError as error:  # a family counts the rows it was given; people count those of the file
-            raise error.problem.at(split.place, split.number(error.row)) from None
         except FieldError as error:
             raise InputError(f"{split.place}: {error}") from None
 
-    def without(self, role: str, numbers: np.ndarray) -> OpenTask:
-        """The same task without some rows of a role, given by their numbers in the source."""
+    def without(self, role: str, numbers: np.ndarray, rule: str = LEAK) -> OpenTask:
+        """The same task without some rows of a role, given by their numbers in the source; they are counted under a rule."""
         split = self.split(role)
-        own = np.arange(len(split)) if split.numbers is None else split.numbers
-        return replace(self, _cache={**self._cache, role: split.take(np.flatnonzero(~np.isin(own, numbers)))})
+        return replace(self, _cache={**self._cache, role: split.drop(numbers, rule)})
 
     def digest(self, role: str) -> str:
         """Of the rows of a role: the source's content and which of its rows were taken."""
         split = self.split(role)
-        digest = hashlib.blake2b(self.source.digest(self.names.get(role, self.names.get("train", ""))).encode(), digest_size=16)
-        if split.numbers is not None:
-            digest.update(split.numbers.astype("<i8").tobytes())
+        digest = hashlib.blake2b(split.table.digest.encode(), digest_size=16)
+        if len(split.kept) < len(split.table):
+            digest.update(split.kept.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
-def open_task(task: Task, data_root: str | Path | None = None, max_rows: int | None = None) -> OpenTask:
+def open_task(
+    task: Task,
+    data_root: str | Path | None = None,
+    max_rows: int | None = None,
+    bad_rows: float = BAD_ROWS,
+    cache: str | Path | None = None,
+) -> OpenTask:
     """Find a task's rows.
+
+    Args:
+        data_root: a mirror of hub datasets, DATA_ROOT/SLUG/SPLIT.parquet.
+        max_rows: most training rows, a fixed sample.
+        bad_rows: the share of a role's rows that may be of no use; they are set aside.
+        cache: folder of prepared data; `cache_folder()` when None.
 
     Raises:
         InputError: they are nowhere to be found.
@@ -375,7 +433,7 @@ def open_task(task: Task, data_root: str | Path | None = None, max_rows: int | N
     root = Path(data_root) if data_root is not None else None
     if root is not None and not root.is_dir():
         raise InputError(f"data root {str(root)!r} is not a folder; expected a mirror of hub datasets, SLUG/SPLIT.parquet")
-    return OpenTask(task, task.source.at(task.slug, root), root, max_rows)
+    return OpenTask(task, task.source.at(task.slug, root), root, max_rows, bad_rows, Path(cache) if cache else None)
 
 
 def open_tasks(
@@ -385,6 +443,8 @@ def open_tasks(
     skip_missing: bool = False,
     needed: str | None = None,
     say: Callable[[str], None] = lambda message: None,
+    bad_rows: float = BAD_ROWS,
+    cache: str | Path | None = None,
 ) -> list[OpenTask]:
     """Find the rows of many tasks, and tell all at once which cannot be found.
 
@@ -394,6 +454,7 @@ def open_tasks(
         skip_missing: leave the others that cannot be found out, too.
         needed: a role that every task must have, such as train.
         say: told what is left out.
+        bad_rows, cache: see `open_task`.
 
     Raises:
         InputError: a task's rows cannot be found and `skip_missing` is false, or nothing is left.
@@ -404,7 +465,7 @@ def open_tasks(
     unreachable: Unavailable | None = None
     for task in tasks:
         try:
-            one = open_task(task, data_root, max_rows)
+            one = open_task(task, data_root, max_rows, bad_rows, cache)
             if unreachable and isinstance(one.source, Hub):  # each would wait for the same time-out
                 raise unreachable
             roles = one.roles  # which asks the hub for its splits
@@ -433,91 +494,7 @@ def open_tasks(
     return opened
 
 
-# ---- checks
-
-
-def reader(path: Path) -> str | None:
-    """The `datasets` reader for a file, by its ending (.gz may follow)."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    return READERS.get(suffixes[-1]) if suffixes else None
-
-
-def delimiter(path: Path) -> str:
-    return "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes] else ","
-
-
-def open_text(path: Path) -> Any:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def check_table(path: Path) -> list[str]:
-    """The column names of a table. Refuses one with a ragged row, which readers would fill or shift silently, with two columns of
-    one name, or with bytes that are not UTF-8."""
-    csv.field_size_limit(2**31 - 1)  # a text may be a book
-    previous, header = 0, []
-    try:
-        with open_text(path) as file:
-            lines = csv.reader(file, delimiter=delimiter(path))
-            header = next(lines, [])
-            twice = sorted({column for column in header if header.count(column) > 1})
-            if twice:
-                raise InputError(f"{path}: columns named twice: {listing(twice)}")
-            previous = lines.line_num
-            for cells in lines:
-                if cells and len(cells) != len(header):
-                    raise InputError(
-                        f"{path}, line {previous + 1}: {len(cells)} cells, but the header has {len(header)} "
-                        f"({listing(header)}); a text that holds {delimiter(path)!r} must stand in quotes"
-                    )
-                previous = lines.line_num
-    except UnicodeDecodeError:
-        explain_encoding(path)
-    except csv.Error as error:
-        raise InputError(f"{path}, line {previous + 1}: {error}") from None
-    return header
-
-
-def explain(path: Path, kind: str | None) -> None:
-    """Raise a message that names the line of a text file that cannot be read; return if none is found."""
-    if kind == "json":
-        try:
-            with open_text(path) as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip() and ".json" not in path.suffixes:
-                        check_json(line, f"{path}, line {number}")
-        except UnicodeDecodeError:
-            explain_encoding(path)
-
-
-def check_json(line: str, place: str) -> None:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not valid JSON: {error.msg} at column {error.colno}: {line[:80]!r}") from None
-
-
-def check_encoding(path: Path) -> None:
-    """Refuse a text file that is not UTF-8; the JSON reader would pass its bytes on."""
-    try:
-        with open_text(path) as file:
-            while file.read(1 << 20):
-                pass
-    except UnicodeDecodeError:
-        explain_encoding(path)
-
-
-def explain_encoding(path: Path) -> None:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                bad = line[error.start : error.start + 1]
-                raise InputError(
-                    f"{path}, line {number}: byte {bad!r} at column {error.start + 1} is not valid UTF-8; save the file as UTF-8"
-                ) from None
+# ---- rows that stand elsewhere
 
 
 @lru_cache(maxsize=4)
@@ -537,12 +514,3 @@ def overlaps(data_root: Path) -> dict[str, np.ndarray]:
 def overlapping_rows(data_root: Path | None, slug: str) -> np.ndarray:
     nothing = np.zeros(0, dtype=np.int64)
     return nothing if data_root is None else overlaps(data_root).get(slug, nothing)
-
-
-def digest_rows(rows: Dataset) -> str:
-    """Digest of all cells, read in pieces."""
-    digest = hashlib.blake2b(repr(rows.features).encode(), digest_size=16)
-    for table in rows.with_format("arrow").iter(batch_size=1000):
-        for batch in table.combine_chunks().to_batches():
-            digest.update(batch.serialize())
-    return digest.hexdigest()

@@ -11,29 +11,26 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prefinetune.cache import building, cache_folder
 from prefinetune.errors import FieldError, InputError
 from prefinetune.families import Encoded, Example
+from prefinetune.quarantine import NO_LABEL, QUARANTINE, SET_ASIDE, STORED, Account, Fault, write_records
+from prefinetune.results import read_records
 from prefinetune.sources import OpenTask
 from prefinetune.tokenizer import Tokenizer
 
-FORMAT = 3  # of the files below; part of their digest
+FORMAT = 4  # of the files below; part of their digest
 CHUNK = 2000  # rows read, adapted and tokenized at a time
-
-
-def cache_folder() -> Path:
-    """Where token stores are kept: $PREFINETUNE_CACHE, or prefinetune in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("PREFINETUNE_CACHE") or Path(home) / "prefinetune")
 
 
 @dataclass
@@ -56,7 +53,8 @@ class Store:
 
         self.tokens, self.first = mapped("tokens"), mapped("first")
         self.sequence_ends, self.example_ends = mapped("sequence_ends"), mapped("example_ends")
-        self.rows, self.targets = mapped("rows"), mapped("targets").reshape(len(self), -1)
+        self.rows = mapped("rows")
+        self.targets, self.target_ends = mapped("targets"), mapped("target_ends")
         self.outputs, self.output_ends = mapped("outputs"), mapped("output_ends")
 
     def __len__(self) -> int:
@@ -70,27 +68,51 @@ class Store:
         return Encoded(
             sequences=[self.tokens[starts[i] : starts[i + 1]] for i in range(last - first)],
             first=self.first[first:last].tolist(),
-            target=np.array(self.targets[index]),
+            target=np.array(part(self.targets, self.target_ends, index)),
             source=int(self.rows[index]),
-            output=self._output(index) if len(self.output_ends) else None,
+            output=part(self.outputs, self.output_ends, index) if len(self.output_ends) else None,
         )
 
-    def _output(self, index: int) -> np.ndarray:
-        return self.outputs[int(self.output_ends[index - 1]) if index else 0 : int(self.output_ends[index])]
+    def all_targets(self) -> list[np.ndarray]:
+        """The target of every example."""
+        targets, ends = np.asarray(self.targets), self.target_ends.tolist()
+        return [targets[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def lengths(self) -> np.ndarray:
         """Tokens per example [n]."""
         totals = np.concatenate([[0], self.sequence_ends])[self.example_ends]
         return np.diff(totals, prepend=0)
 
+    @cached_property
+    def account(self) -> Account:
+        """What became of the rows of the split."""
+        counts = {rule: count for rule, count in self.manifest["account"].items() if rule not in ("rows", "blank_lines")}
+        known = {key: self.manifest[key] for key in ("task", "role", "place")}
+        account = Account(
+            **known,
+            rows=self.manifest["account"]["rows"],
+            counts=counts,
+            blank_lines=self.manifest["account"].get("blank_lines", 0),
+        )
+        account.faults = [
+            Fault(**{key: value for key, value in record.items() if key not in ("task", "role")})
+            for record in read_records(self.folder / QUARANTINE)
+        ]
+        return account
+
     @property
     def summary(self) -> dict[str, Any]:
-        keys = ("examples", "tokens", "truncated", "outputs_cut", "skipped", "bad_rows", "first_bad_row", "digest")
+        keys = ("examples", "tokens", "truncated", "outputs_cut", "bad_rows", "first_bad_row", "digest")
         return {key: self.manifest[key] for key in keys}
 
 
-def store_digest(opened: OpenTask, role: str, tokenizer: Tokenizer, skip_bad_rows: bool) -> str:
-    parts = [FORMAT, opened.digest(role), opened.family.identity(), tokenizer.digest, skip_bad_rows]
+def part(values: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:
+    """What example `index` has of `values`; `ends` says where each example's end."""
+    return values[int(ends[index - 1]) if index else 0 : int(ends[index])]
+
+
+def store_digest(opened: OpenTask, role: str, tokenizer: Tokenizer) -> str:
+    parts = [FORMAT, opened.digest(role), opened.family.identity(), tokenizer.digest]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
@@ -99,45 +121,52 @@ def build_store(
     role: str,
     tokenizer: Tokenizer,
     cache: Path | None = None,
-    skip_bad_rows: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Store:
-    """The store of one split, built if the cache does not hold it.
+    """The store of one split, built if the cache does not hold it. Rows that cannot be used are set aside and named in its
+    quarantine.jsonl.
 
     Args:
         cache: folder of stores; `cache_folder()` when None.
-        skip_bad_rows: leave out rows that cannot be used, and count them, instead of stopping at the first.
         progress: called with the number of rows done since the last call.
 
     Raises:
-        InputError: a row cannot be used (with its file, number, field and value), or all labels are the same.
+        InputError: more rows cannot be used than the share `opened.bad_rows` (with file, number, field and value), none can, or
+            all labels are the same.
     """
-    digest = store_digest(opened, role, tokenizer, skip_bad_rows)
+    digest = store_digest(opened, role, tokenizer)
     folder = (cache or cache_folder()) / "stores" / f"{opened.task.slug}-{role}-{digest}"
-    if folder.exists():
+    store = open_store(folder)
+    if store is None:
+        gc.freeze()  # millions of small objects follow: each full collection would else walk through all that torch has loaded
         try:
-            store = Store(folder, json.loads((folder / "manifest.json").read_text()))
-            if progress:
-                progress(len(opened.split(role)))
-            return store
-        except (OSError, ValueError, KeyError, TypeError):  # damaged: build it again
-            shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    gc.freeze()  # millions of small objects follow: each full collection would else walk through all that torch has loaded
+            with building(folder) as made:
+                manifest, account = write_store(made, opened, role, tokenizer, progress)
+                write_records(made / QUARANTINE, account.records())
+                (made / "manifest.json").write_text(json.dumps({**manifest, "digest": digest}, indent=1))
+        finally:
+            gc.unfreeze()
+        store = open_store(folder)
+        assert store is not None, "it was written a moment ago"
+    elif progress:
+        progress(len(opened.split(role)))
+    store.account.allowed = opened.bad_rows
+    store.account.limit()  # it may have been built when more was allowed
+    return store
+
+
+def open_store(folder: Path) -> Store | None:
+    """A store in the cache; None where there is none. A damaged one is removed."""
+    if not folder.exists():
+        return None
     try:
-        manifest = write_store(building, opened, role, tokenizer, skip_bad_rows, progress)
-        manifest["digest"] = digest
-        (building / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        try:
-            building.rename(folder)
-        except OSError:  # another process was faster; both are the same
-            if not (folder / "manifest.json").exists():
-                raise
-    finally:
-        gc.unfreeze()
-        shutil.rmtree(building, ignore_errors=True)
-    return Store(folder, manifest)
+        store = Store(folder, json.loads((folder / "manifest.json").read_text()))
+        if store.account.counts.get(SET_ASIDE, 0) != len(store.account.faults):
+            raise ValueError(f"{QUARANTINE} does not match")
+        return store
+    except (OSError, ValueError, KeyError, TypeError):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 class Appender:
@@ -183,30 +212,26 @@ def write_store(
     opened: OpenTask,
     role: str,
     tokenizer: Tokenizer,
-    skip_bad_rows: bool,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Append every example's arrays to files in `folder`; returns the manifest."""
+) -> tuple[dict[str, Any], Account]:
+    """Append every example's arrays to files in `folder`; returns the manifest, and what became of the rows."""
     width = np.uint16 if tokenizer.vocab_size < 2**16 else np.uint32
     target_type = opened.family.target_type
     dtypes = {
         "tokens": width, "first": np.uint32, "sequence_ends": np.int64, "example_ends": np.int64, "rows": np.int64,
-        "targets": target_type, "outputs": width, "output_ends": np.int64,
+        "targets": target_type, "target_ends": np.int64, "outputs": width, "output_ends": np.int64,
     }  # fmt: skip
     counts: dict[str, Any] = {
         "examples": 0,
         "tokens": 0,
         "truncated": 0,
         "outputs_cut": 0,
-        "skipped": 0,
-        "bad_rows": 0,
-        "first_bad_row": None,
     }
     targets_seen: set[bytes] = set()
-    split = opened.split(role)
+    split, account = opened.split(role), opened.account(role)
     # The reader adapts the next rows while these are tokenized outside the interpreter lock.
     with Appender(folder, dtypes) as arrays, ThreadPoolExecutor(1) as reader:
-        pending = iter_ahead(reader, adapted(opened, role, skip_bad_rows, counts))
+        pending = iter_ahead(reader, adapted(opened, role, account))
         for examples, numbers, done in pending:
             encoded = opened.family.encode(examples, tokenizer)
             if encoded:
@@ -220,12 +245,14 @@ def write_store(
                     arrays.sizes["first"] - len(sequences) + np.cumsum([len(one.sequences) for one in encoded]),
                 )
                 arrays.add("rows", [numbers[one.source] for one in encoded])
+                arrays.add("target_ends", arrays.sizes["targets"] + np.cumsum([len(one.target) for one in encoded]))
                 arrays.add("targets", np.concatenate([one.target for one in encoded]))
                 outputs = [one.output for one in encoded if one.output is not None]
                 if outputs:
                     arrays.add("output_ends", arrays.sizes["outputs"] + np.cumsum([len(output) for output in outputs]))
                     arrays.add("outputs", np.concatenate(outputs))
                 counts["examples"] += len(encoded)
+                account.add(STORED, len({one.source for one in encoded}))
                 counts["tokens"] += sum(one.tokens for one in encoded)
                 counts["truncated"] += sum(one.truncated > 0 for one in encoded)
                 counts["outputs_cut"] += sum(one.output_cut for one in encoded)
@@ -235,34 +262,44 @@ def write_store(
                 progress(done)
         sizes = arrays.sync()
     if not counts["examples"]:
-        raise InputError(f"{split.place}: no row can be used ({counts['skipped']} without a label, {counts['bad_rows']} bad)")
+        raise nothing_usable(account)
     if role == "train" and opened.max_rows is None and len(targets_seen) < 2 and sizes["targets"][1] == counts["examples"]:
         where = getattr(opened.family, "label", "label")
         raise InputError(f"{split.place}: every row has the same {where!r}; nothing can be learned from it")
-    return {**counts, "arrays": sizes, "task": opened.task.name, "role": role, "place": split.place}
+    account.check()
+    bad = {"bad_rows": len(account.faults), "first_bad_row": str(account.faults[0]) if account.faults else None}
+    known = {"task": opened.task.name, "role": role, "place": split.place}
+    return {**known, **counts, **bad, "account": account.as_dict(), "arrays": sizes}, account
 
 
-def adapted(
-    opened: OpenTask, role: str, skip_bad_rows: bool, counts: dict[str, Any]
-) -> Iterator[tuple[list[Example], list[int], int]]:
-    """Rows of a split through their adapter: (examples, their row numbers, rows read)."""
+def adapted(opened: OpenTask, role: str, account: Account) -> Iterator[tuple[list[Example], list[int], int]]:
+    """Rows of a split through their adapter: (examples, their row numbers, rows read). Rows that cannot be used are set aside.
+
+    Raises:
+        InputError: there are more of these than allowed.
+    """
     split, family = opened.split(role), opened.family
     for start, rows in split.chunks(CHUNK):
         examples, numbers = [], []
         for index, row in enumerate(rows, start):
             try:
                 if family.skips(row):
-                    counts["skipped"] += 1
+                    account.add(NO_LABEL)
                     continue
                 examples.append(family.example(row))
                 numbers.append(split.number(index))
             except FieldError as error:
-                problem = error.at(split.place, split.number(index))
-                if not skip_bad_rows:
-                    raise InputError(f"{problem}. (data.bad_rows=skip leaves such rows out and counts them)") from None
-                counts["bad_rows"] += 1
-                counts["first_bad_row"] = counts["first_bad_row"] or str(problem)
+                account.set_aside(Fault(*split.locate(index), str(error)))
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # data has no end of surprises
+                reason = f"the adapter of this {family.kind} task cannot read the row ({type(error).__name__}: {error})"
+                account.set_aside(Fault(*split.locate(index), reason))
         yield examples, numbers, len(rows)
+
+
+def nothing_usable(account: Account) -> InputError:
+    first = f"; the first bad one: {account.faults[0]}" if account.faults else ""
+    without, bad = account.counts.get(NO_LABEL, 0), len(account.faults)
+    return InputError(f"{account.place}: no row can be used ({without:,} without a label, {bad:,} bad){first}")
 
 
 def iter_ahead(pool: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:
@@ -273,21 +310,31 @@ def iter_ahead(pool: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:
         yield item
 
 
-def encode_split(
-    opened: OpenTask, role: str, tokenizer: Tokenizer, most: int | None = None, skip_bad_rows: bool = False
-) -> list[Encoded]:
-    """Examples of a split with what scoring needs, in memory; at most `most` rows, spread evenly over the split."""
-    split = opened.split(role)
-    if most is not None and len(split) > most:
-        split = split.take(np.linspace(0, len(split) - 1, most).astype(np.int64))
-        opened = OpenTask(opened.task, opened.source, opened.data_root, opened.max_rows, {**opened._cache, role: split})
-    counts = {"skipped": 0, "bad_rows": 0, "first_bad_row": None}
+class EncodedSplit(list[Encoded]):
+    """Examples of a split with what scoring needs, and what became of its rows."""
+
+    def __init__(self, examples: Iterable[Encoded], account: Account) -> None:
+        super().__init__(examples)
+        self.account = account
+
+
+def encode_split(opened: OpenTask, role: str, tokenizer: Tokenizer, most: int | None = None) -> EncodedSplit:
+    """Examples of a split with what scoring needs, in memory; at most `most` rows, spread evenly over the split.
+
+    Raises:
+        InputError: more rows cannot be used than the share `opened.bad_rows`, or none can.
+    """
+    if most is not None:
+        opened = replace(opened, _cache={**opened._cache, role: opened.split(role).spread(most)})
+    account = opened.account(role)
     encoded: list[Encoded] = []
-    for examples, numbers, _ in adapted(opened, role, skip_bad_rows, counts):
+    for examples, numbers, _ in adapted(opened, role, account):
         part = opened.family.encode(examples, tokenizer, for_training=False)
+        account.add(STORED, len({one.source for one in part}))
         for one in part:
             one.source = numbers[one.source]
         encoded.extend(part)
     if not encoded:
-        raise InputError(f"{split.place}: no row can be used")
-    return encoded
+        raise nothing_usable(account)
+    account.check()
+    return EncodedSplit(encoded, account)

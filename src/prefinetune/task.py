@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prefinetune.config import make_config
+from pydantic import ValidationError
+
+from prefinetune.config import MixtureSettings, explain
 from prefinetune.errors import InputError, listing, nearest
 from prefinetune.families import FAMILIES, Family
+from prefinetune.positions import Part, read_yaml, shown
+from prefinetune.schema import (
+    SOURCE,
+    check,
+    family_schema,
+    include_schema,
+    suite_keys,
+    task_schema,
+    tasksource_schema,
+)
 from prefinetune.sources import Files, Hub, Rows, Source
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+\-]*(/[A-Za-z0-9][A-Za-z0-9_+\-]*)*")
@@ -20,15 +32,23 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+\-]*(/[A-Za-z0-9][A-Za-z0-9_+\-]*)*")
 class Task:
     """A dataset and the problem it poses.
 
-    `splits` maps train, validation and test to the source's own names where they differ; a role the source lacks is left out.
-    Without a validation split a fixed part of the training rows is held out. `evaluation_only` keeps a task out of training
-    mixtures. `note` is for people.
+    Attributes:
+        name: letters, digits, "_", "-" and "+", with "/" between parts, as in "glue/rte".
+        source: where the rows are.
+        family: the kind of problem, with the columns it reads.
+        splits: from train, validation and test to the source's own names where they differ. A role the source lacks is left out,
+            and one whose answers it keeps back is None. Without a validation split a fixed part of the training rows is held out.
+        tags: words by which it can be chosen.
+        license: of the rows.
+        cite: who made them.
+        evaluation_only: keeps the task out of training mixtures.
+        note: for people.
     """
 
     name: str
     source: Source
     family: Family
-    splits: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, str | None] = field(default_factory=dict)
     tags: Collection[str] = frozenset()
     license: str = "unknown"
     cite: str = ""
@@ -69,6 +89,12 @@ class Suite:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"suite {self.name!r}: task names used twice: {listing(twice)}")
+        slugs = {task.slug: task.name for task in self.tasks}
+        for task in self.tasks:
+            if slugs[task.slug] != task.name:
+                raise InputError(
+                    f"suite {self.name!r}: tasks {task.name!r} and {slugs[task.slug]!r} would share the folder {task.slug!r}"
+                )
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -121,132 +147,251 @@ def read_suite(path: str | Path) -> Suite:
     """A suite file.
 
     Raises:
-        InputError: naming the file, the task and the field, what stands there and what is accepted.
+        InputError: naming the file with line and column, the task and the field, what stands there and what is accepted.
     """
-    import yaml
-
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"no suite file {str(path)!r}{nearest(path.name, [p.name for p in path.parent.glob('*.y*ml')])}"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path}: expected a mapping with 'tasks', found {type(content).__name__}")
-    check_keys(content, ("name", "tasks", "mixture"), str(path))
-    entries = content.get("tasks")
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: 'tasks' must be a list with at least one task")
-    tasks: list[Task] = []
-    for number, entry in enumerate(entries, 1):
-        tasks.extend(read_entry(entry, f"{path}, task {number}", path.parent))
-    mixture = content.get("mixture") or {}
-    if not isinstance(mixture, Mapping):
-        raise InputError(f"{path}, mixture: expected settings, found {mixture!r}")
-    try:
-        make_config({"mixture": mixture})
-        return Suite(str(content.get("name", path.stem)), tuple(tasks), dict(mixture))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    if not path.is_file():
+        raise InputError(missing_file(path))
+    return SuiteFile(path, ()).read()
 
 
 def find_task(task: str | Path) -> Task:
-    """A single task: of a suite file that holds one, or by name from the catalogue.
+    """A single task: of a suite file that holds one, or by name from the catalogue or (tasksource:NAME) from that of tasksource.
 
     Raises:
         InputError: there is no such file or name, or the file holds several tasks.
     """
-    from prefinetune.catalog import catalog
-
-    if Path(task).suffix in (".yaml", ".yml"):
+    if is_suite_file(str(task)):
         suite = read_suite(task)
         if len(suite) != 1:
             names = listing(one.name for one in suite)
             raise InputError(f"{task}: expected one task, found {len(suite)} ({names})")
         return suite.tasks[0]
-    return catalog()[str(task)]
+    return named_task(str(task))
 
 
-def read_entry(entry: Any, place: str, folder: Path) -> Iterable[Task]:
-    """One entry of a suite file: a task of its own, the name of one that ships with us, or `include:` with a pattern."""
+def named_task(name: str) -> Task:
+    """A task of our catalogue, or, as tasksource:NAME, of that of tasksource."""
     from prefinetune.catalog import catalog
+    from prefinetune.tasksource import PREFIX, tasksource_task
 
-    if isinstance(entry, str):
-        return [catalog()[entry]]
-    if not isinstance(entry, Mapping):
-        raise InputError(f"{place}: expected a task (a mapping) or the name of one, found {entry!r}")
-    if "include" in entry:
-        check_keys(entry, ("include", "exclude"), place)
-        listed = lambda value: [value] if isinstance(value, str) else list(value or ())  # noqa: E731
-        found = catalog().select(*listed(entry["include"])).without(*listed(entry.get("exclude")))
-        trainable = [task for task in found if not task.evaluation_only]
-        if not trainable:
-            raise InputError(f"{place}: include: {entry['include']!r} names no task that can be trained on")
-        return trainable
-    return [read_task(entry, place, folder)]
+    return tasksource_task(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else catalog()[name]
 
 
-def read_task(entry: Mapping[str, Any], place: str, folder: Path) -> Task:
-    if "name" not in entry:
-        raise InputError(f"{place}: 'name' is missing")
-    place = f"{place} ({entry['name']})"
-    own = ("name", "source", "splits", "tags", "license", "cite", "evaluation_only", "note")
-    check_keys(entry, (*own, *FAMILIES), place)
-    kinds = [kind for kind in FAMILIES if kind in entry]
-    if len(kinds) != 1:
-        raise InputError(f"{place}: expected exactly one family out of {listing(FAMILIES)}; found {listing(kinds) or 'none'}")
-    if "source" not in entry:
-        raise InputError(f"{place}: 'source' is missing: a file, a folder, or hub:NAME or hub:NAME:CONFIG")
-    family = build(FAMILIES[kinds[0]], entry[kinds[0]], f"{place}, {kinds[0]}")
-    extra = {key: entry[key] for key in own[2:] if key in entry}
-    for key in ("splits",):
-        if not isinstance(extra.get(key, {}), Mapping):
-            raise InputError(f"{place}, {key}: expected a mapping such as {{validation: dev}}, found {extra[key]!r}")
-    extra["tags"] = frozenset(extra.get("tags", ()))
+def is_suite_file(text: str) -> bool:
+    return Path(text).suffix in (".yaml", ".yml")
+
+
+def missing_file(path: Path) -> str:
+    return f"no suite file {str(path)!r}{nearest(path.name, [p.name for p in path.parent.glob('*.y*ml')])}"
+
+
+class SuiteFile:
+    """A suite file while it is read: the tasks found so far, and which files are being read around it."""
+
+    def __init__(self, path: Path, around: tuple[Path, ...]) -> None:
+        self.path, self.around = path, (*around, path)
+        self.tasks: dict[str, Task] = {}
+
+    def read(self) -> Suite:
+        root = read_yaml(self.path)
+        if not isinstance(root.value, dict):
+            raise root.refuse(f"expected a mapping with 'tasks', found {shown(root.value)}")
+        check(root, {"properties": suite_keys(), "additionalProperties": False})
+        if "tasks" not in root and "include" not in root:
+            raise root.refuse("'tasks' is missing: a list with at least one task")
+        if "include" in root:
+            self.include(root["include"])
+        for number, entry in enumerate(root.get("tasks", ()), 1):
+            name = entry.value.get("name") if isinstance(entry.value, dict) else None
+            self.add(entry.called(f"task {number}" + (f" ({shown(name)[1:-1]})" if isinstance(name, str) else "")))
+        if "exclude" in root:
+            self.tasks = exclude(self.tasks, root["exclude"])
+        if not self.tasks:
+            raise root.refuse("no task is left")
+        mixture = dict(root.value.get("mixture") or {})
+        for key in mixture:
+            check_setting(root["mixture"], key)
+        return Suite(root.value.get("name", self.path.stem), tuple(self.tasks.values()), mixture)
+
+    def add(self, entry: Part) -> None:
+        """The tasks of one entry: a task of its own, the name of one that ships with us, or `include:` with patterns."""
+        if isinstance(entry.value, str):
+            self.take(at(entry, named_task, entry.value), entry, own=False)
+        elif not isinstance(entry.value, dict):
+            raise entry.refuse(f"expected a task (a mapping) or the name of one, found {shown(entry.value)}{entry.quoting}")
+        elif "include" in entry:
+            check(entry, include_schema())
+            self.include(entry["include"], entry.get("exclude"))
+        elif "tasksource" in entry:
+            self.take(tasksource_entry(entry), entry)
+        else:
+            self.take(own_task(entry, self.path.parent), entry)
+
+    def take(self, task: Task, entry: Part, own: bool = True) -> None:
+        known = self.tasks.get(task.name)
+        if known is None:
+            self.tasks[task.name] = task
+        elif own or known != task:  # a task of ours may be asked for by name and by several tags
+            raise entry.get("name", entry).refuse(f"task names used twice: {task.name}")
+
+    def include(self, patterns: Part, but: Part | None = None) -> None:
+        """The tasks that patterns name, without those for evaluation only unless they are named as such."""
+        found: dict[str, Task] = {}
+        places: dict[str, Part] = {}
+        for pattern in each(patterns):
+            chosen = [task for task in self.named(pattern) if not task.evaluation_only or task.name == pattern.value]
+            if not chosen:
+                raise pattern.refuse(f"{pattern.value!r} names no task that can be trained on")
+            for task in chosen:
+                if found.setdefault(task.name, task) != task:
+                    raise pattern.refuse(f"task names used twice: {task.name}")
+                places[task.name] = pattern
+        for name, task in (found if but is None else exclude(found, but)).items():
+            self.take(task, places[name], own=False)
+
+    def named(self, pattern: Part) -> Collection[Task]:
+        """What one pattern stands for: a suite file, a name of the tasksource catalogue, or a pattern of ours."""
+        from prefinetune.catalog import catalog
+        from prefinetune.tasksource import PREFIX
+
+        if pattern.value.startswith(PREFIX):
+            return [at(pattern, named_task, pattern.value)]
+        if not is_suite_file(pattern.value):
+            return at(pattern, catalog().select, pattern.value).tasks
+        path = self.path.parent / pattern.value
+        if not path.is_file():
+            raise pattern.refuse(missing_file(path))
+        if path.resolve() in [one.resolve() for one in self.around]:
+            raise pattern.refuse(f"a file cannot include itself: {' -> '.join(map(str, (*self.around, path)))}")
+        try:
+            return SuiteFile(path, self.around).read().tasks
+        except InputError as error:
+            raise InputError(f"{error} (included from {pattern.place})") from None
+
+
+def exclude(tasks: Mapping[str, Task], patterns: Part) -> dict[str, Task]:
+    """The tasks that no pattern matches.
+
+    Raises:
+        InputError: a pattern matches none.
+    """
+    left = dict(tasks)
+    for pattern in each(patterns):
+        out = [name for name, task in tasks.items() if matches(task, pattern.value)]
+        if not out:
+            words = {word for task in tasks.values() for word in (task.name, task.family.kind, *task.tags)}
+            raise pattern.refuse(f"{pattern.value!r} excludes nothing{nearest(pattern.value, sorted(words))}")
+        for name in out:
+            left.pop(name, None)
+    return left
+
+
+def each(patterns: Part) -> list[Part]:
+    """One text, or a list of them."""
+    return [patterns] if isinstance(patterns.value, str) else list(patterns)
+
+
+def at(part: Part, what: Any, *arguments: Any) -> Any:
+    """What a function gives; its errors are about a part."""
     try:
-        return Task(str(entry["name"]), read_source(entry["source"], folder, place), family, **extra)
+        return what(*arguments)
     except InputError as error:
-        raise InputError(f"{place}: {error}") from None
+        raise part.refuse(str(error)) from None
 
 
-def read_source(value: Any, folder: Path, place: str) -> Source:
-    """`hub:ID[:CONFIG][@REVISION]`, a path, or a mapping from split to path."""
-    if isinstance(value, str) and value.startswith("hub:"):
-        name, _, revision = value[4:].partition("@")
-        hub_id, _, config = name.partition(":")
-        return Hub(hub_id, config or None, revision or None)
-    if isinstance(value, str):
-        return Files(str(folder / value))
-    if isinstance(value, Mapping) and all(isinstance(part, str) for part in value.values()):
-        return Files({str(split): str(folder / part) for split, part in value.items()})
-    raise InputError(f"{place}, source: {value!r} is not accepted; expected a path, hub:NAME, or a mapping from split to path")
+def check_setting(mixture: Part, key: str) -> None:
+    """A setting of the mixture, of exactly the type that it has."""
+    try:
+        MixtureSettings.model_validate({key: mixture.value[key]}, strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        message = explain({**problem, "loc": ("mixture", *problem["loc"])})
+        unknown = problem["type"] == "extra_forbidden"
+        raise (mixture.refuse_key(key, message) if unknown else mixture[key].called("mixture").refuse(message)) from None
 
 
-def build(family: type[Family], settings: Any, place: str) -> Family:
-    """A family record from YAML settings; lists become tuples."""
-    if not isinstance(settings, Mapping):
-        raise InputError(f"{place}: expected fields such as {{{fields(family)[0].name}: COLUMN}}, found {settings!r}")
-    known = {item.name: item for item in fields(family)}
-    check_keys(settings, tuple(known), place)
-    missing = [name for name, item in known.items() if item.default is MISSING and name not in settings]
-    if missing:
-        raise InputError(f"{place}: {listing(missing)} missing")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+def tasksource_entry(entry: Part) -> Task:
+    """A task of tasksource, with what the entry says differently."""
+    from prefinetune.tasksource import tasksource_task
+
+    check(entry, tasksource_schema())
+    task = at(entry["tasksource"], tasksource_task, entry["tasksource"].value)
+    return make_task(entry, {**vars(task), **{key: value for key, value in entry.value.items() if key != "tasksource"}})
+
+
+def own_task(entry: Part, folder: Path) -> Task:
+    """A task of one's own; paths are relative to `folder`."""
+    kinds = [kind for kind in FAMILIES if kind in entry]
+    message = f"expected exactly one family out of {listing(FAMILIES)}; found {listing(kinds) or 'none'}"
+    if len(kinds) > 1:
+        raise entry.refuse_key(max(kinds, key=lambda kind: entry.keys.get(kind, 0)), message)
+    check(entry, task_schema())
+    if not kinds:
+        raise entry.refuse(message)
+    given = {key: value for key, value in entry.value.items() if key not in FAMILIES}
+    family = make_family(FAMILIES[kinds[0]], entry[kinds[0]])
+    return make_task(entry, {**given, "source": make_source(entry["source"], folder), "family": family})
+
+
+def make_task(entry: Part, values: Mapping[str, Any]) -> Task:
+    try:
+        return Task(**values)
+    except InputError as error:
+        raise field_of(str(error).removeprefix("task "), entry).refuse(str(error)) from None
+
+
+def make_family(family: type[Family], part: Part) -> Family:
+    """A family from its fields; lists become tuples, and labels texts."""
+    check(part, family_schema(family.kind))
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in part.value.items()}
     if values.get("labels"):
-        values["labels"] = tuple(str(label) for label in values["labels"])
+        for label in part["labels"]:
+            if label.written not in (None, str(label.value)):
+                raise label.refuse(f"{label.written} is not accepted as a label{label.quoting}")
+        values["labels"] = tuple(map(str, values["labels"]))
     try:
         return family(**values)
     except InputError as error:
-        raise InputError(f"{place}, {error}") from None
+        raise field_of(str(error), part).refuse(str(error)) from None
 
 
-def check_keys(content: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:
-    for key in content:
-        if key not in known:
-            raise InputError(f"{place}: unknown key {key!r}{nearest(key, known)}; accepted: {listing(known, 20)}")
+def field_of(message: str, part: Part) -> Part:
+    """The part that a record's complaint is about, which begins with the field's name; the whole where it does not."""
+    name = message.split(":")[0].split()[0]
+    return part[name].called(part.name) if name in part else part
 
 
-__all__ = ["Files", "Hub", "Rows", "Source", "Suite", "Task", "read_suite", "read_task"]
+def make_source(part: Part, folder: Path) -> Source:
+    """`hub:ID[:CONFIG][@REVISION]`, `tasksource:NAME`, a path, or a mapping from split to path."""
+    from prefinetune.tasksource import PREFIX, TaskSource
+
+    check(part, SOURCE)
+    if isinstance(part.value, dict):
+        return Files({split: str(folder / path) for split, path in part.value.items()})
+    kind, _, rest = part.value.partition(":")
+    if kind not in ("hub", PREFIX[:-1]):
+        return Files(str(folder / part.value))
+    name, _, revision = rest.partition("@")
+    hub_id, _, config = name.partition(":")
+    if not (rest if kind == PREFIX[:-1] else hub_id):
+        raise part.refuse(f"{part.value!r} is not accepted; expected a name behind the colon")
+    return TaskSource(rest) if kind == PREFIX[:-1] else Hub(hub_id, config or None, revision or None)
+
+
+# ---- the same for values that stand in no suite file
+
+
+def read_task(entry: Mapping[str, Any], place: str, folder: Path) -> Task:
+    return own_task(Part.of(entry, place), folder)
+
+
+def read_source(value: Any, folder: Path, place: str) -> Source:
+    return make_source(Part.of(value, f"{place}, source"), folder)
+
+
+def build(family: type[Family], settings: Any, place: str) -> Family:
+    return make_family(family, Part.of(settings, place))
+
+
+__all__ = ["Files", "Hub", "Rows", "Source", "Suite", "Task", "find_task", "read_suite"]

@@ -33,14 +33,20 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that 
 
 
 def find_suite(text: str) -> Suite:
-    """A suite file, or catalogue names, families and tags separated by commas; one with a '-' before it is left out again."""
+    """A suite file, or catalogue names, families and tags (or tasksource:NAME) separated by commas; one with a '-' before it is left
+    out again."""
     from prefinetune.catalog import catalog
-    from prefinetune.task import Suite, read_suite
+    from prefinetune.task import Suite, named_task, read_suite
+    from prefinetune.tasksource import PREFIX
 
     if Path(text).suffix in (".yaml", ".yml"):
         return read_suite(text)
     tasks: dict[str, Any] = {}
     for pattern in text.split(","):
+        if pattern.startswith(PREFIX):
+            task = named_task(pattern)
+            tasks[task.name] = task
+            continue
         chosen = catalog().select(pattern.removeprefix("-"))
         if pattern.startswith("-"):
             tasks = {name: task for name, task in tasks.items() if task not in chosen.tasks}

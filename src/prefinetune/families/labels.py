@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from prefinetune.families.base import Field, distinct_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+NUMBER = re.compile(r"-?[0-9]{1,18}")  # a table's cells are texts: "10" comes after "2" all the same
 
 
 def label_index(value: Any, labels: tuple[str, ...], where: Field) -> int:
@@ -77,7 +80,7 @@ def labels_in(values: Iterable[Any], where: Field, place: str) -> tuple[str, ...
             seen.add(int(value) if isinstance(value, (bool, float, np.integer)) else value)
     if problem and not seen:
         raise InputError(f"{place}: {problem}")
-    names = tuple(str(value) for value in sorted(seen, key=lambda v: (isinstance(v, str), v)))
+    names = tuple(sorted(map(str, seen), key=lambda name: (0, int(name), name) if NUMBER.fullmatch(name) else (1, 0, name)))
     check_labels(names, place)
     return names
 
