@@ -21,6 +21,12 @@ hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("tests")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> None:
+    """No test writes to the user's cache, also where it does not ask for one."""
+    os.environ["PREFINETUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A folder with a RoBERTa of 2 layers x 32 without dropout, and the micro-world's tokenizer (one token per word)."""

@@ -33,8 +33,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that 
 
 
 def find_suite(text: str) -> Suite:
-    """A suite file, or catalogue names, families and tags (or tasksource:NAME) separated by commas; one with a '-' before it is left
-    out again."""
+    """A suite file, or names, families and tags of the catalogue and tasksource:NAME, separated by commas; a pattern with a '-'
+    before it is left out again."""
     from prefinetune.catalog import catalog
     from prefinetune.task import Suite, named_task, read_suite
     from prefinetune.tasksource import PREFIX
