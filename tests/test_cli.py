@@ -83,7 +83,7 @@ def test_a_preview_shows_rows_examples_tokens_and_targets(command, suite, tiny_m
         assert example["texts"][0][0].endswith(f" {example['row']}")
         assert example["tokens"][0].startswith("<s>")
     _, text, _ = command("tasks", "preview", suite)
-    assert "mine (classification): 38 train, 2 validation" in text
+    assert "mine: classification, 38 training, 2 validation rows" in text
 
 
 def test_settings_are_listed_with_their_defaults(command):
@@ -97,13 +97,18 @@ def test_settings_are_listed_with_their_defaults(command):
 
 
 VERBS = {
-    "train": ["--model", "--out", "--data-root", "--cache", "--seed", "--resume", "--json"],
+    "train": ["--model", "--out", "--against", "--data-root", "--skip-missing", "--cache", "--seed", "--resume", "--json"],
     "finetune": ["--from", "--out", "--labels", "--new-head", "--data-root", "--cache", "--seed", "--resume", "--json"],
     "settings": ["--json"],
     "recipes": ["--json"],
     "tasks list": ["--json"],
     "tasks show": ["--json"],
+    "tasks infer": ["--out", "--overwrite", "--json"],
+    "tasks check": ["--model", "--data-root", "--json"],
     "tasks preview": ["--rows", "--model", "--data-root", "--json"],
+    "tasks mirror": ["--data-root", "--json"],
+    "tasks leaks": ["--against", "--out", "--ngram", "--share", "--data-root", "--skip-missing", "--json"],
+    "schema": [],
 }
 
 
