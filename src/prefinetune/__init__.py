@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefinetune.catalog import catalog
+    from prefinetune.check import check_suite
     from prefinetune.compare import compare
     from prefinetune.config import Config
     from prefinetune.errors import InputError
     from prefinetune.evidence import Comparison, read_comparison
     from prefinetune.families import Choice, Classification, Denoising, Generation, MultiLabel, Regression, Span, Tagging
     from prefinetune.finetune import Tuned, finetune
+    from prefinetune.infer import infer_suite, infer_task
+    from prefinetune.leaks import Leaks, find_leaks
     from prefinetune.mirror import mirror
     from prefinetune.recipes import Recipe, recipe
-    from prefinetune.sources import Files, Hub, Rows
+    from prefinetune.sources import Files, Hub, Rows, open_tasks
     from prefinetune.task import Suite, Task, read_suite
     from prefinetune.tasksource import tasksource_task
     from prefinetune.train import Run, train
@@ -28,14 +31,16 @@ HOMES = {
     "Generation": "families", "MultiLabel": "families", "Regression": "families", "Span": "families", "Tagging": "families",
     "Tuned": "finetune", "finetune": "finetune", "Recipe": "recipes", "recipe": "recipes", "Files": "sources",
     "Hub": "sources", "Rows": "sources", "Suite": "task", "Task": "task", "read_suite": "task", "Run": "train", "train": "train",
-    "mirror": "mirror", "tasksource_task": "tasksource",
+    "mirror": "mirror", "tasksource_task": "tasksource", "check_suite": "check", "infer_suite": "infer", "infer_task": "infer",
+    "Leaks": "leaks", "find_leaks": "leaks", "open_tasks": "sources",
 }  # fmt: skip
 
 __version__ = "0.1.0"
 __all__ = [
-    "Choice", "Classification", "Comparison", "Config", "Denoising", "Files", "Generation", "Hub", "InputError", "MultiLabel",
-    "Recipe", "Regression", "Rows", "Run", "Span", "Suite", "Tagging", "Task", "Tuned", "catalog", "compare", "finetune",
-    "mirror", "read_comparison", "read_suite", "recipe", "tasksource_task", "train",
+    "Choice", "Classification", "Comparison", "Config", "Denoising", "Files", "Generation", "Hub", "InputError", "Leaks",
+    "MultiLabel", "Recipe", "Regression", "Rows", "Run", "Span", "Suite", "Tagging", "Task", "Tuned", "catalog", "check_suite",
+    "compare", "find_leaks", "finetune", "infer_suite", "infer_task", "mirror", "open_tasks", "read_comparison", "read_suite",
+    "recipe", "tasksource_task", "train",
 ]  # fmt: skip
 
 

@@ -182,7 +182,7 @@ class Rows(Source):
     """Rows in memory by split: lists of dictionaries, pandas DataFrames or `datasets.Dataset`s. A column has one type, that of
     the rows before."""
 
-    tables: Mapping[str, Any]
+    tables: Mapping[str, Any] = field(repr=False)
     name: str = "rows in memory"
 
     def splits(self) -> list[str]:
