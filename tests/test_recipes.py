@@ -31,7 +31,7 @@ def test_updates_mix_64_sub_batches_as_the_papers_workers_do_and_r3f_is_on_for_b
 
 
 def test_a_recipe_gives_way_to_the_suites_mixture_and_both_to_what_the_command_says(tmp_path, tiny_model, monkeypatch, cache):
-    rows = [{"text": f"the duni kuno {word}", "label": word} for word in ("gilas", "bano")] * 10
+    rows = [{"text": f"the duni kuno {word} number {at}", "label": word} for at in range(10) for word in ("gilas", "bano")]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = {"name": "mine", "source": "a.jsonl", "classification": {"text": "text"}}
     suite = tmp_path / "suite.yaml"
