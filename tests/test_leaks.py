@@ -22,14 +22,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from prefinetune import leaks
+from prefinetune import leaks, text_index
 from prefinetune.catalog import catalog
 from prefinetune.display import Display
 from prefinetune.errors import InputError
 from prefinetune.families import Choice, Classification, Denoising, Family, Generation, Span
-from prefinetune.leaks import KINDS, LEAST_LETTERS, Leaks, Overlap, find_leaks, known_leaks, told
+from prefinetune.leaks import Leaks, Overlap, find_leaks, known_leaks, told
 from prefinetune.sources import Files, Hub, OpenTask, Rows, Split, open_task
 from prefinetune.task import Suite, Task
+from prefinetune.text_index import KINDS, LEAST_LETTERS
 
 # ---- the same in plain Python
 
@@ -287,8 +288,8 @@ def test_leaks_are_those_that_comparing_every_pair_of_rows_finds(chunks, world, 
 @given(worlds(), st.integers(2, 4), st.sampled_from((0.5, 1.0)), st.integers(0, 2), st.integers(0, 3))
 def test_with_few_texts_and_ngrams_looked_up_every_leak_found_is_a_real_one(monkeypatch, world, n, share, common, widespread):
     opened, against, inputs, outputs = world
-    monkeypatch.setattr(leaks, "COMMON", common)
-    monkeypatch.setattr(leaks, "WIDESPREAD", widespread)
+    monkeypatch.setattr(text_index, "COMMON", common)
+    monkeypatch.setattr(text_index, "WIDESPREAD", widespread)
     expected = Expected(opened, against, inputs, outputs, n, share)
     found = find_leaks(opened, against, n, share)
     for task, others in found.drop.items():
@@ -302,7 +303,7 @@ def test_with_few_texts_and_ngrams_looked_up_every_leak_found_is_a_real_one(monk
 @given(worlds(), st.integers(2, 4), st.integers(0, 12))
 def test_with_few_ngrams_kept_equal_rows_are_found_and_every_leak_shares_a_text_or_an_ngram(monkeypatch, world, n, most):
     opened, against, inputs, outputs = world
-    monkeypatch.setattr(leaks, "MOST_GRAMS", most)
+    monkeypatch.setattr(text_index, "MOST_GRAMS", most)
     found = find_leaks(opened, against, n, 1.0)
     exact = Expected(opened, against, inputs, outputs, n, 1.0)
     for task, others in exact.drop.items():
@@ -316,7 +317,7 @@ def test_with_few_ngrams_kept_equal_rows_are_found_and_every_leak_shares_a_text_
 
 def test_ngrams_are_thinned_evenly_and_the_same_everywhere(monkeypatch, chunks):
     """With an eighth of the n-grams, near duplicates are still found, and rows that share a fifth of a text are not."""
-    monkeypatch.setattr(leaks, "MOST_GRAMS", 5_000)
+    monkeypatch.setattr(text_index, "MOST_GRAMS", 5_000)
     chunks(50)
     evaluation = [{"text": prose(row, 150)} for row in range(200)]
     near = [{"text": f"{row['text']} and then some more"} for row in evaluation]
@@ -605,7 +606,7 @@ def test_numbers_outside_their_ranges_are_refused():
 
 
 def test_a_text_that_is_everywhere_is_not_asked_for_but_must_be_there(monkeypatch):
-    monkeypatch.setattr(leaks, "COMMON", 3)
+    monkeypatch.setattr(text_index, "COMMON", 3)
     premise = "Which of these sentences is the right one?"
     test = [{"text": premise, "pair": f"The sentence of number {at} stands here."} for at in range(8)]
     assert overlap([{"text": premise, "pair": prose(1)}], test, PAIR) is None, "shared by all, it tells nothing"
@@ -615,7 +616,7 @@ def test_a_text_that_is_everywhere_is_not_asked_for_but_must_be_there(monkeypatc
 
 
 def test_rows_of_nothing_but_texts_that_are_everywhere_are_found_when_equal(monkeypatch):
-    monkeypatch.setattr(leaks, "COMMON", 3)
+    monkeypatch.setattr(text_index, "COMMON", 3)
     premise, answers = "Which of these sentences is the right one?", ("The first of them.", "The second of them.")
     test = [{"text": premise, "pair": answer} for answer in answers for _ in range(5)]
     found = overlap([{"text": premise, "pair": answers[1].upper()}, {"text": premise, "pair": "The third."}], test, PAIR)
@@ -623,7 +624,7 @@ def test_rows_of_nothing_but_texts_that_are_everywhere_are_found_when_equal(monk
 
 
 def test_a_phrase_that_is_everywhere_does_not_make_rows_alike(monkeypatch):
-    monkeypatch.setattr(leaks, "WIDESPREAD", 4)
+    monkeypatch.setattr(text_index, "WIDESPREAD", 4)
     phrase = prose("phrase", 20)
     test = [{"text": f"{phrase} {prose(at, 3)}"} for at in range(5)]
     train = [{"text": f"{phrase} {prose('mine', 3)}"}, {"text": f"{test[2]['text']}!"}]
@@ -908,7 +909,7 @@ def test_sentences_of_which_training_read_the_passage_are_found(bare_mirror):
 
 
 def test_how_many_ngrams_are_kept_does_not_depend_on_chunks_and_threads(monkeypatch, chunks):
-    monkeypatch.setattr(leaks, "MOST_GRAMS", 3_000)
+    monkeypatch.setattr(text_index, "MOST_GRAMS", 3_000)
     evaluation = [{"text": prose(row, 60)} for row in range(240)]
     halves = [{"text": " ".join([*row["text"].split()[:36], prose(at, 24, "other")])} for at, row in enumerate(evaluation)]
     opened, found = [trained(halves), evaluated(evaluation)], []
@@ -946,7 +947,7 @@ def test_an_option_of_a_training_row_shows_a_text_of_an_evaluation_row():
 @given(worlds(), st.integers(2, 4), st.integers(0, 2))
 def test_training_rows_that_equal_an_evaluation_row_are_found_however_many_share_their_texts(monkeypatch, world, n, common):
     opened, against, inputs, _ = world
-    monkeypatch.setattr(leaks, "COMMON", common)
+    monkeypatch.setattr(text_index, "COMMON", common)
     found = find_leaks(opened, against, n)
     seen = set()
     for one in (*opened, *against):
@@ -972,12 +973,12 @@ def test_training_rows_that_equal_an_evaluation_row_are_found_however_many_share
     ids=["a text twice", "few letters beside a common text", "a text to write"],
 )  # fmt: skip
 def test_a_copy_of_a_row_with_common_texts_is_found(monkeypatch, train, test, family):
-    monkeypatch.setattr(leaks, "COMMON", 3)
+    monkeypatch.setattr(text_index, "COMMON", 3)
     assert overlap(train, test, family).rows == 1
 
 
 def test_every_evaluation_row_of_common_texts_that_stands_in_training_leaks(monkeypatch):
-    monkeypatch.setattr(leaks, "COMMON", 3)
+    monkeypatch.setattr(text_index, "COMMON", 3)
     copies = [{"text": REVIEW}] * 3
     theirs = [open_task(Task(name, Rows({"test": complete(copies, TEXT)}), TEXT)) for name in ("a", "b")]
     found = find_leaks([trained([{"text": REVIEW}])], theirs)
