@@ -216,14 +216,22 @@ def test_bad_labels_do_not_stop_the_reading_of_labels(tokenizer, cache):
             _ = open_task(Task("a", rows(values), family), bad_rows=1).family
 
 
-def test_labels_are_read_from_the_rows_of_the_role_alone(tmp_path):
+def test_labels_and_ranges_are_those_of_all_rows_also_of_rows_that_are_left_out(tmp_path):
     mirror = tmp_path / "mirror"
     (mirror / "a").mkdir(parents=True)
     (mirror / "a" / "train.csv").write_text("text,label\n" + "the,x\nkuno,y\nbano,z\n" * 10)
     (mirror / "a" / "validation.csv").write_text("text,label\nthe,x\n")
     (mirror / "overlap.json").write_text(json.dumps({"train_rows": {"a": {"b": list(range(2, 30, 3))}}}))
     opened = open_task(Task("a", Hub("team/a"), Classification("text")), mirror, cache=tmp_path)
-    assert opened.family.labels == ("x", "y")
+    assert opened.family.labels == ("x", "y", "z")
+
+    rows = [{"text": f"row {number}", "label": float(number)} for number in range(60)]
+    alone = open_task(Task("b", Rows({"train": rows}), Regression("text")))
+    held = {row["label"] for row in alone.split("validation").rows}
+    without = alone.without("train", np.array([number for number in (0, 59) if number not in held], np.int64))
+    for one in (alone, without):
+        assert (one.family.low, one.family.high) == (0.0, 59.0)
+        assert all(one.family.example(row) for row in one.split("validation").rows)
 
 
 @settings(max_examples=40)

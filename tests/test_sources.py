@@ -185,7 +185,7 @@ def test_messages_name_the_row_of_the_file_after_rows_were_dropped(mirror, tmp_p
     with pytest.raises(InputError, match=r"train\.parquet, row 7: field 'text'"):
         build_store(opened, "train", tokenizer, tmp_path)
     by_text = open_task(Task("team/set", Hub("team/set"), Classification("text", label="text")), mirror)
-    assert len(by_text.family.labels) == 60 - 4 - 1, "overlaps are dropped, and the label that is none is passed over"
+    assert len(by_text.family.labels) == 60 - 1, "the label that is none is passed over"
     with pytest.raises(InputError, match=r"train\.parquet, row 7: field 'text'"):
         build_store(by_text, "train", tokenizer, tmp_path)
 

@@ -391,10 +391,12 @@ class OpenTask:
 
     @cached_property
     def family(self) -> Any:
+        """The record's family, with what it left open read from all rows of the training file, also from those that are held out
+        or left out: what the labels or the range are does not depend on which rows are trained on."""
         role = self.roles[0] if self.roles else "train"
         split = self.split(role)
         try:
-            return self.task.family.freeze(split.rows, split.place)
+            return self.task.family.freeze(split.table.rows, split.place)
         except FieldError as error:
             raise InputError(f"{split.place}: {error}") from None
 
