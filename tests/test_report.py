@@ -270,6 +270,20 @@ def test_records_of_other_versions_and_losses_that_are_not_finite_are_passed_ove
     write_report([run], tmp_path / "page.html")
 
 
+def test_rows_that_leaked_and_rows_set_aside_are_counted_by_task(tmp_path):
+    run = make_run(tmp_path / "run", ["clean", "leaky", "older"])
+    suite = yaml.safe_load((run / "suite.yaml").read_text())
+    suite["tasks"][0]["rows"] = {"train": {"rows": 100, "stored": 100}}
+    suite["tasks"][1]["rows"] = {"train": {"rows": 1500, "leak": 1234, "quarantined": 56, "stored": 210}}
+    (run / "suite.yaml").write_text(yaml.safe_dump(suite))
+    page = write_report([run], tmp_path / "page.html").read_text()
+    ends = {}
+    for name in ("clean", "leaky", "older"):  # the last two cells of a task's row
+        [row] = [row for row in page.split("<tr")[1:] if f">{name}<" in row.split("</tr>")[0] and 'class="number"' in row]
+        ends[name] = re.findall(r'<td class="number">(.*?)</td>', row.split("</tr>")[0])[-2:]
+    assert ends == {"clean": ["0", "0"], "leaky": ["1,234", "56"], "older": ["", ""]}
+
+
 def test_a_run_without_metrics_has_a_page(tmp_path):
     text = Reader(write_report([make_run(tmp_path / "run", ["t"], done=0)], tmp_path / "page.html")).text
     assert "No update of this run is recorded yet." in text

@@ -399,7 +399,7 @@ class Page:
         shares, _ = run.shares()
         head = tag("thead", tag("tr", heading("Task"), *(heading(name, right=True) for name in (
             "First loss", "Last loss", "Validation score", "Examples", "Tokens each", "Share of examples", "Share of tokens",
-            "Texts cut",
+            "Texts cut", "Rows that leaked", "Rows set aside",
         ))))  # fmt: skip
         rows = []
         for name in [*lines, *(name for name in entries if name not in lines)]:
@@ -420,6 +420,8 @@ class Page:
                     number("" if share is None else f"{share[0]:.1%}"),
                     number("" if share is None else f"{share[1]:.1%}"),
                     number("" if not entry or not size or entry.truncated is None else f"{entry.truncated / size:.1%}"),
+                    number("" if not entry or entry.leaking is None else f"{entry.leaking:,}"),
+                    number("" if not entry or entry.set_aside is None else f"{entry.set_aside:,}"),
                     data_task=self.tasks.number(name, entry.family if entry else ""),
                 )
             )  # fmt: skip

@@ -41,6 +41,8 @@ class TaskEntry:
     examples: int | None = None
     tokens: int | None = None
     truncated: int | None = None
+    leaking: int | None = None  # training rows left out, as they show evaluation rows
+    set_aside: int | None = None  # training rows of no use
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,9 @@ def read_mapping(path: Path, problems: list[str]) -> dict[str, Any]:
 def read_task(entry: Mapping[str, Any]) -> TaskEntry:
     store = entry.get("store")
     store = store if isinstance(store, Mapping) else {}
+    rows = entry.get("rows")
+    account = rows.get("train") if isinstance(rows, Mapping) else None
+    account = account if isinstance(account, Mapping) else {}
     return TaskEntry(
         name=str(entry.get("name", "")),
         family=next((kind for kind in FAMILIES if kind in entry), ""),
@@ -296,6 +301,8 @@ def read_task(entry: Mapping[str, Any]) -> TaskEntry:
         examples=whole(store.get("examples")),
         tokens=whole(store.get("tokens")),
         truncated=whole(store.get("truncated")),
+        leaking=whole(account.get("leak", 0)) if account else None,
+        set_aside=whole(account.get("quarantined", 0)) if account else None,
     )
 
 
