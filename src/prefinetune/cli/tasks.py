@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prefinetune.task import Suite
     from prefinetune.tokenizer import Tokenizer
 
-tasks_app = typer.Typer(help="What is in the catalogue, and how a task's rows reach the model.", no_args_is_help=True)
+tasks_app = typer.Typer(help="Our datasets and yours: what there is, what rows become, what leaks.", no_args_is_help=True)
 
 
 @tasks_app.command("list")

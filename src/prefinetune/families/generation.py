@@ -59,7 +59,7 @@ class Generation(Language):
         if tokenizer.decoder is None:
             raise InputError(
                 "generation needs a decoder, and this model is an encoder; expected a model such as BART or T5, or tasks of "
-                "other families (names and tags may be followed by ',-generation')"
+                "other families (names and tags may be followed by ',-generation'; of a suite file, take the task out)"
             )
         tokenizer.check_targets()
         config = self.generation_config(tokenizer)

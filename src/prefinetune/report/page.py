@@ -399,7 +399,7 @@ class Page:
         shares, _ = run.shares()
         head = tag("thead", tag("tr", heading("Task"), *(heading(name, right=True) for name in (
             "First loss", "Last loss", "Validation score", "Examples", "Tokens each", "Share of examples", "Share of tokens",
-            "Texts cut", "Rows that leaked", "Rows set aside",
+            "Texts cut", "Leaks left out", "Rows set aside",
         ))))  # fmt: skip
         rows = []
         for name in [*lines, *(name for name in entries if name not in lines)]:
