@@ -116,6 +116,20 @@ def test_what_was_found_once_is_not_looked_for_again_unless_the_rows_change(suit
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"train_rows": {"one": 3}}', "null"])
+def test_what_was_found_and_then_damaged_is_looked_for_again(suite, cache, content):
+    from prefinetune.display import Display
+    from prefinetune.leaks import known_leaks
+
+    opened = [open_task(task) for task in suite]
+    first = known_leaks(opened, [], cache, Display(quiet=True))
+    [kept] = (cache / "leaks").iterdir()
+    kept.write_text(content)
+    again = known_leaks(opened, [], cache, Display(quiet=True))
+    assert again.counts == first.counts == {"one": 8}
+    assert [path.name for path in (cache / "leaks").iterdir()] == [kept.name]
+
+
 def test_a_task_all_of_whose_rows_leak_is_refused_by_name(task, tiny_model, tmp_path, cache):
     copied = task("copied", train=SENTENCES[:12], validation=SENTENCES[100:110], test=SENTENCES[:12])
     with pytest.raises(

@@ -341,7 +341,10 @@ def known_leaks(
     key = hashlib.blake2b(json.dumps([FORMAT, named, fields, len(opened), only_against]).encode(), digest_size=16).hexdigest()
     path = (cache or cache_folder()) / "leaks" / f"{key}.json"
     if path.exists():
-        return Leaks.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return Leaks.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError):  # damaged: look again
+            path.unlink(missing_ok=True)
     splits = evaluation_splits(against if only_against else (*opened, *against))
     total = sum(len(one.split(role)) for one, role in splits) + sum(
         len(one.split("train")) for one in opened if "train" in one.roles
@@ -349,7 +352,9 @@ def known_leaks(
     with display.counting("rows compared with evaluation splits", total) as advance:
         found = find_leaks(opened, against, progress=advance, only_against=only_against)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, json.dumps(found.as_dict(), ensure_ascii=False))
+    beside = path.with_name(f"{key}.{os.getpid()}.json")  # another process may be writing the same
+    write(beside, json.dumps(found.as_dict(), ensure_ascii=False))
+    beside.replace(path)
     return found
 
 
