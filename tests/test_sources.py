@@ -176,6 +176,13 @@ def test_rows_that_a_mirror_lists_as_overlaps_are_dropped(mirror):
     assert len(opened.split("validation")) == 10
 
 
+def test_a_list_of_overlaps_that_is_written_later_counts_too(mirror):
+    task = Task("team/set", Hub("team/set"), Classification("text", labels=("0", "1")))
+    before = set(open_task(task, mirror).split("train").numbers.tolist())
+    (mirror / "overlap-later.json").write_text(json.dumps({"train_rows": {"team-set": {"b": [10, 11]}}}))
+    assert before - set(open_task(task, mirror).split("train").kept.tolist()) >= {10, 11}
+
+
 def test_messages_name_the_row_of_the_file_after_rows_were_dropped(mirror, tmp_path, tiny_model):
     from prefinetune.store import build_store
     from prefinetune.tokenizer import load_tokenizer

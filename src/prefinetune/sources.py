@@ -499,11 +499,16 @@ def open_tasks(
 # ---- rows that stand elsewhere
 
 
-@lru_cache(maxsize=4)
 def overlaps(data_root: Path) -> dict[str, np.ndarray]:
     """Training rows that a mirror's overlap-*.json files list as standing in another set's evaluation split, by slug."""
+    paths = sorted(data_root.glob("overlap*.json"))
+    return _overlaps(*((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+@lru_cache(maxsize=4)
+def _overlaps(*files: tuple[Path, int, int]) -> dict[str, np.ndarray]:
     found: dict[str, set[int]] = {}
-    for path in sorted(data_root.glob("overlap*.json")):
+    for path, *_ in files:
         try:
             listed = json.loads(path.read_text(encoding="utf-8"))["train_rows"]
             for slug, others in listed.items():
