@@ -250,3 +250,23 @@ def test_a_run_that_kept_clear_of_a_task_is_not_asked_again(task, judged, tiny_m
         file.write(json.dumps(rows(SENTENCES[399:400])[0]) + "\n")
     finetune(judged, run, tmp_path / "again", config=quick, display=lines)
     assert any("not known for memory, which cannot be opened again" in line for line in lines.told)
+
+
+def test_what_a_run_started_from_was_trained_on_counts_too(suite, judged, task, tiny_model, tmp_path, cache):
+    first = train(suite, tiny_model, tmp_path / "first", config=CONFIG)  # trains on six test rows of `judged`
+    other = Suite("other", (task("other", train=SENTENCES[300:330], validation=SENTENCES[110:115]),))
+    second = train(other, first.folder, tmp_path / "second", config=CONFIG)
+    quick = {"train": {"updates": 2}}
+    for at, start in enumerate((second.folder, second.model)):  # a run's folder, and the trunk in it
+        assert finetune(judged, start, tmp_path / f"tuned{at}", config=quick).record["rows"] == 10
+
+
+def test_rows_in_memory_are_not_taken_for_a_file_of_their_name(task, tiny_model, tmp_path, cache, monkeypatch):
+    from prefinetune.sources import Rows
+
+    task("same", train=SENTENCES[:40])
+    monkeypatch.chdir(tmp_path)
+    memory = Task("memory", Rows({"train": rows(SENTENCES[40:80])}, name="same"), Classification("text", label="label"))
+    opened, unknown = trained_rows(train(Suite("one", (memory,)), tiny_model, "run", config=CONFIG).folder)
+    assert not opened
+    assert "in memory" in unknown["memory"]

@@ -15,7 +15,7 @@ from prefinetune.display import Display
 from prefinetune.errors import InputError, listing
 from prefinetune.families import FAMILIES, Family
 from prefinetune.leaks import EVALUATION, evaluation_splits, known_leaks, split_name
-from prefinetune.sources import OpenTask, open_task
+from prefinetune.sources import IN_MEMORY, OpenTask, open_task
 from prefinetune.task import Task, build, read_source
 
 HELD_OUT = "held out of train"  # how suite.yaml names a split that the source has not
@@ -45,8 +45,8 @@ def seen_rows(
     if settings.leaks == "off":
         return found
     target = open_task(task, data_root, settings.max_rows, settings.bad_rows, cache)
-    for start in starts:
-        if keeps_clear(Path(start), target):
+    for start in dict.fromkeys(run for one in starts for run in line_of(one)):
+        if keeps_clear(start, target):
             continue
         trained, unknown = trained_rows(start, cache)
         if unknown:
@@ -69,6 +69,19 @@ def seen_rows(
                     "anything; data.leaks=report scores them all the same"
                 )
     return found if settings.leaks == "drop" else {}
+
+
+def line_of(start: str | Path) -> list[Path]:
+    """The runs behind a starting point, the last one first: a run, the run that it started from, and so on. None for a model that
+    is no run."""
+    runs: list[Path] = []
+    place = Path(start)
+    while True:
+        run = place.parent if place.name == "model" and (place.parent / "run.json").exists() else place
+        if run in runs or not (run / "run.json").exists():
+            return runs
+        runs.append(run)
+        place = Path(json.loads((run / "run.json").read_text(encoding="utf-8"))["model"])
 
 
 def trained_rows(run: str | Path, cache: str | Path | None = None) -> tuple[list[OpenTask], dict[str, str]]:
@@ -114,7 +127,7 @@ def reopen(entry: Mapping[str, Any], settings: DataSettings, cache: str | Path |
         InputError: its rows are not there any more, or were only in memory, or its fields are functions that we do not know.
     """
     name, source = entry["name"], entry["source"]
-    if source == "rows in memory":
+    if isinstance(source, str) and source.startswith(IN_MEMORY):
         raise InputError(f"task {name!r}: its rows were in memory")
     splits = {role: own for role, own in entry["splits"].items() if own != HELD_OUT and own != role}
     task = Task(name, read_source(source, Path(), name), family_of(entry), splits)

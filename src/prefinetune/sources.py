@@ -35,6 +35,7 @@ ALIASES = {
     "evaluation": "validation",
 }
 ROLES = ("train", "validation", "test")
+IN_MEMORY = "rows in memory"
 PARQUET = "refs/convert/parquet"  # the hub's own branch with a set's rows as Parquet files, CONFIG/SPLIT/0000.parquet
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 1000  # of the training rows, where a source has no validation split
 
@@ -183,7 +184,7 @@ class Rows(Source):
     the rows before."""
 
     tables: Mapping[str, Any] = field(repr=False)
-    name: str = "rows in memory"
+    name: str = IN_MEMORY
 
     def splits(self) -> list[str]:
         return list(self.tables)
@@ -210,7 +211,7 @@ class Rows(Source):
         return f"{self.name} [{split}]"
 
     def describe(self) -> str:
-        return self.name
+        return self.name if self.name == IN_MEMORY else f"{IN_MEMORY}: {self.name}"  # no path, whatever its name
 
 
 @dataclass(frozen=True)
