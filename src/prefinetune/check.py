@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 SHOWN = 3  # messages about bad rows of a split
 IMBALANCE = 0.9  # share of one label from which on it is worth a remark
 SAMPLED = 2000  # rows whose tokens are counted
-OPEN = ("span", "generation", "denoising")  # a text may well have several answers
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def check_task(
     for split in splits:
         errors.extend(split_errors(split, bad_rows))
         remarks.extend(split_remarks(split, bad_rows))
-    more_errors, more_remarks = label_problems(splits, labels, task.family.kind)
+    more_errors, more_remarks = label_problems(splits, labels)
     return Report(task.name, task.family.kind, tuple(splits), labels, (*errors, *more_errors), (*remarks, *more_remarks))
 
 
@@ -144,34 +143,19 @@ def check_split(opened: OpenTask, role: str, family: Family, train: np.ndarray |
                 if len(problems) < SHOWN:
                     problems.append(str(error.at(*split.locate(index))))
                 continue
-            labels.update(labels_of(family, example))
+            labels.update(family.label_names(example))
             texts.append(short_digest(example.texts))
-            answers.append(short_digest((example.texts, answer_of(family, example))))
+            answers.append(short_digest(example))
     by_text, whole = np.array(texts, dtype=np.uint64), np.array(answers, dtype=np.uint64)
     distinct, first = np.unique(whole, return_index=True)
     _, times = np.unique(by_text[first], return_counts=True)  # of each text: with how many answers it stands
     count = len(by_text)
     report = SplitReport(
         role, split.place, len(split.kept), count, skipped, bad, tuple(problems), dict(labels.most_common()),
-        duplicates=count - len(distinct), contradictions=0 if family.kind in OPEN else int(times[times > 1].sum()),
+        duplicates=count - len(distinct), contradictions=0 if family.open_ended else int(times[times > 1].sum()),
         seen_in_training=0 if train is None else int(np.isin(by_text, train).sum()),
     )  # fmt: skip
     return report, by_text
-
-
-def labels_of(family: Family, example: Example) -> tuple[str, ...]:
-    """The labels of an example as people read them; () for families that have none."""
-    if family.kind == "choice":
-        return (str(example.target),)
-    labels = getattr(family, "labels", None)
-    if labels is None:
-        return ()
-    return tuple(labels[index] for index in (example.target if isinstance(example.target, (tuple, list)) else (example.target,)))
-
-
-def answer_of(family: Family, example: Example) -> Any:
-    """What the example teaches; the order of a choice's options is part of its texts."""
-    return example.reference if family.kind in ("span", "generation") else example.target
 
 
 def short_digest(value: Any) -> int:
@@ -209,8 +193,8 @@ def split_remarks(split: SplitReport, allowed: float) -> list[str]:
     return [f"{split.role}: {remark}" for remark in found]
 
 
-def label_problems(splits: list[SplitReport], labels: tuple[str, ...], kind: str) -> tuple[list[str], list[str]]:
-    """(errors, remarks) about which labels occur where."""
+def label_problems(splits: list[SplitReport], labels: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """(errors, remarks) about which labels occur where. Places of right options are counted too, without being labels."""
     errors: list[str] = []
     remarks: list[str] = []
     trained: Mapping[str, int] = {}
@@ -222,17 +206,17 @@ def label_problems(splits: list[SplitReport], labels: tuple[str, ...], kind: str
         if split.role == "train":
             trained = split.labels
             absent = [label for label in labels if label not in trained]
-            if len(trained) == 1 and kind != "multi-label":
+            if len(trained) == 1 and total >= split.examples:
                 errors.append(f"train: every row has the answer {most!r}; there is nothing to tell apart")
-            elif count > IMBALANCE * total and kind not in ("tagging", "multi-label"):
-                what = "right option is number" if kind == "choice" else "label is"
+            elif count > IMBALANCE * total and total == split.examples:  # one for each
+                what = "label is" if labels else "right option is number"
                 remarks.append(f"train: in {count / total:.1%} of the rows the {what} {most!r}")
             if absent:
                 remarks.append(f"train: no row has the label {listing(map(repr, absent))}")
             rare = [label for label, times in trained.items() if times < 3]
-            if rare and kind != "choice":
+            if rare and labels:
                 remarks.append(f"train: fewer than three rows have the label {listing(map(repr, rare), 6)}")
-        elif trained and kind != "choice":
+        elif trained and labels:
             unseen = [label for label in split.labels if label not in trained]
             if unseen:
                 remarks.append(f"{split.role}: never trained on: {listing(map(repr, unseen), 6)}")

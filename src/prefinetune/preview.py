@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefinetune.check import labels_of, spread_examples
+from prefinetune.check import spread_examples
 from prefinetune.errors import FieldError, listing
-from prefinetune.families import Example, Family
+from prefinetune.families import FAMILIES, Example, Family
 from prefinetune.families.base import plain
 from prefinetune.sources import OpenTask, open_task
 from prefinetune.task import Task
@@ -90,19 +90,20 @@ def statistics(opened: OpenTask, role: str, tokenizer: Tokenizer | None) -> dict
 
     Returns plain values:
         role, rows: of how many examples of which role.
-        labels: label -> count; for a choice the place of the right option, for tagging of words. Empty where there are none.
-        majority: the share of the most frequent label.
+        labels: label -> count (see Family.label_names). Empty where there are none.
+        labelled, majority: of how many these are, and the share of the most frequent one.
         numbers: for numbers their minimum, quartiles and maximum.
         lengths, written: see `length_statistics`; tokens that are read, and that are to be written.
     """
     family = opened.family
     examples = spread_examples(opened.split(role), family, SAMPLED)
-    labels = Counter(label for example in examples for label in labels_of(family, example))
+    labels = Counter(label for example in examples for label in family.label_names(example))
     found: dict[str, Any] = {"role": role, "rows": len(examples), "labels": dict(labels.most_common())}
     if labels:
-        found["majority"] = max(labels.values()) / (len(examples) if family.kind == "multi-label" else labels.total())
-    if family.kind == "regression" and examples:
-        numbers = [family.name_target(example) for example in examples]
+        found["labelled"] = sum(map(family.num_labelled, examples))
+        found["majority"] = max(labels.values()) / found["labelled"]
+    numbers = [family.name_target(example) for example in examples]
+    if numbers and all(isinstance(number, float) for number in numbers):
         found["numbers"] = dict(
             zip(
                 ("minimum", "25%", "median", "75%", "maximum"), np.percentile(numbers, [0, 25, 50, 75, 100]).tolist(), strict=True
@@ -175,10 +176,12 @@ def show_preview(found: Mapping[str, Any], console: Console) -> None:
         ", spread evenly" if numbers["rows"] < found["rows"].get(numbers["role"], 0) else ""
     )
     if numbers["labels"]:
-        what = {"choice": "place of the right option", "tagging": "tags of words"}.get(found["family"], "labels")
-        say(console, f"\n  {what} in {about}; the most frequent one has {numbers['majority']:.1%}", "bold")
-        total = numbers["rows"] if found["family"] == "multi-label" else sum(numbers["labels"].values())
-        console.print(bars(numbers["labels"].items(), total))
+        say(
+            console,
+            f"\n  {FAMILIES[found['family']].label_words} in {about}; the most frequent one has {numbers['majority']:.1%}",
+            "bold",
+        )
+        console.print(bars(numbers["labels"].items(), numbers["labelled"]))
         if (more := len(numbers["labels"]) - SHOWN_LABELS) > 0:
             say(console, f"    and {more:,} more")
     if "numbers" in numbers:

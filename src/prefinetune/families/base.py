@@ -105,6 +105,8 @@ class Family:
     metric: ClassVar[str] = "accuracy"  # the score by which a task is judged; higher is better
     head_kind: ClassVar[str] = ""  # what it reads off the states: a sentence, an option, a span, or language (see Backbone)
     any_order: ClassVar[bool] = False  # whether lists among its inputs, such as options, mean the same in any order
+    open_ended: ClassVar[bool] = False  # whether a text may well stand with other answers too
+    label_words: ClassVar[str] = "labels"  # what `label_names` names, in words
     target_type: ClassVar[type] = np.int64  # of the arrays `stored_target` makes
 
     # ---- rows -> examples -> tokens
@@ -205,6 +207,14 @@ class Family:
     def name_target(self, example: Example) -> Any:
         """The target as people read it."""
         return example.target
+
+    def label_names(self, example: Example) -> tuple[str, ...]:
+        """What is counted to see whether a split is balanced; nothing, unless a family has labels."""
+        return ()
+
+    def num_labelled(self, example: Example) -> int:
+        """Of how many things those counts are shares: an example is one, unless a family labels parts of it."""
+        return 1
 
     # ---- head, loss, scores
 

@@ -49,6 +49,7 @@ class Choice(Family):
     metric: ClassVar[str] = "accuracy"
     head_kind: ClassVar[str] = "option"
     any_order: ClassVar[bool] = True
+    label_words: ClassVar[str] = "place of the right option"
 
     def __post_init__(self) -> None:
         check_fields(text=self.text, options=self.options, label=self.label)
@@ -91,6 +92,9 @@ class Choice(Family):
 
     def name_target(self, example: Example) -> str | None:
         return example.texts[example.target][1]
+
+    def label_names(self, example: Example) -> tuple[str, ...]:
+        return (str(example.target),)
 
     def apply(self, head: Head, states: States, segment: Segment) -> torch.Tensor:
         """Scores [e, options of the widest example], -inf where an example has fewer."""

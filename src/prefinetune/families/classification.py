@@ -77,6 +77,9 @@ class Classification(Family):
         assert self.labels is not None
         return self.labels[example.target]
 
+    def label_names(self, example: Example) -> tuple[str, ...]:
+        return (self.name_target(example),)
+
     def head(self, backbone: Backbone) -> Head:
         assert self.labels is not None
         return backbone.new_head(self.head_kind, num_labels=len(self.labels))

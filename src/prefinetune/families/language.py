@@ -25,6 +25,7 @@ class Language(Family):
     """A target is tokens and where each is read: (place in the states, id)."""
 
     shared_head: ClassVar[bool] = True
+    open_ended: ClassVar[bool] = True
     head_kind: ClassVar[str] = "language"
 
     def head_key(self, task: str) -> str:

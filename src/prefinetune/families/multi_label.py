@@ -127,6 +127,9 @@ class MultiLabel(Family):
     def name_target(self, example: Example) -> list[str]:
         return self._names(example.target)
 
+    def label_names(self, example: Example) -> tuple[str, ...]:
+        return tuple(self._names(example.target))
+
     def _names(self, indices: Sequence[int]) -> list[str]:
         assert self.labels is not None
         return [self.labels[index] for index in indices]

@@ -52,6 +52,7 @@ class Span(Family):
     kind: ClassVar[str] = "span"
     shared_head: ClassVar[bool] = True
     metric: ClassVar[str] = "f1"
+    open_ended: ClassVar[bool] = True
     head_kind: ClassVar[str] = "span"
 
     def __post_init__(self) -> None:

@@ -60,6 +60,7 @@ class Tagging(Family):
 
     kind: ClassVar[str] = "tagging"
     metric: ClassVar[str] = "f1"
+    label_words: ClassVar[str] = "tags of words"
     head_kind: ClassVar[str] = "token"
     target_type: ClassVar[type] = np.int32
 
@@ -150,6 +151,12 @@ class Tagging(Family):
     def name_target(self, example: Example) -> str:
         """As in "Ann/B-PER left/O"."""
         return " ".join(f"{word}/{tag}" for word, tag in zip(example.reference, self._names(example.target), strict=True))
+
+    def label_names(self, example: Example) -> tuple[str, ...]:
+        return tuple(self._names(example.target))
+
+    def num_labelled(self, example: Example) -> int:
+        return len(example.target)
 
     def _names(self, indices: Any) -> list[str]:
         assert self.labels is not None
