@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub client
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import random
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -89,6 +90,24 @@ def cache(tmp_path, monkeypatch) -> Path:
     """A folder for token stores; also the default one while the test runs."""
     monkeypatch.setenv("PREFINETUNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, cache):
+    """Runs the command line in this process; gives (exit code, standard output, standard error)."""
+
+    from prefinetune.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["prefinetune", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -10,26 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefinetune.cli import app, find_suite, main
+from prefinetune.cli import app, find_suite
 from prefinetune.config import Config, make_config, setting_names
 from prefinetune.errors import InputError
 from prefinetune.results import RunFolder
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, cache):
-    """Runs the command line in this process; gives (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["prefinetune", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -465,7 +465,8 @@ def train(
     name = str(model_folder(model))
     tokenizer = model_tokenizer(name, suite.tasks, config.data)
     opened = open_tasks(
-        suite, data_root, config.data.max_rows, skip_missing, "train", display.say, config.data.bad_rows, cache
+        suite, data_root, max_rows=config.data.max_rows, skip_missing=skip_missing, needed="train", say=display.say,
+        bad_rows=config.data.bad_rows, cache=cache,
     )  # fmt: skip
     suite = Suite(suite.name, tuple(one.task for one in opened), suite.mixture)
     protected = open_tasks(against, data_root, say=display.say, bad_rows=config.data.bad_rows, cache=cache) if against else []
@@ -507,29 +508,15 @@ def train(
         predictions = result.evaluation.predictions[task.name]
         folder.write_predictions(task.slug, readable(families[task.name], validation[task.name], predictions))
     progress = result.progress
+    shared = {
+        "arm": "train", "base": name, "labels": "all", "seed": config.seed, "split": "validation", "examples": progress.examples,
+        "updates": progress.updates, "seconds": round(progress.seconds, 1), "digest": digest_of(identity),
+    }  # fmt: skip
     for task_name, scores in result.scores.items():
-        if task_name in recorded:
-            continue
-        family = families[task_name]
-        folder.add_result(
-            {
-                "task": task_name,
-                "family": family.kind,
-                "arm": "train",
-                "base": name,
-                "labels": "all",
-                "seed": config.seed,
-                "metric": family.metric,
-                "score": scores[family.metric],
-                "scores": scores,
-                "split": "validation",
-                "rows": len(validation[task_name]),
-                "examples": progress.examples,
-                "updates": progress.updates,
-                "seconds": round(progress.seconds, 1),
-                "digest": digest_of(identity),
-            }
-        )
+        if task_name not in recorded:
+            family = families[task_name]
+            own = {"task": task_name, "family": family.kind, "metric": family.metric, "score": scores[family.metric]}
+            folder.add_result({**own, "scores": scores, "rows": len(validation[task_name]), **shared})
     return Run(folder.path, result.scores, progress.updates, progress.examples, progress.seconds)
 
 
