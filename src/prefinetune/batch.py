@@ -1,22 +1,40 @@
-"""The sub-batches of one update as micro-batches: length-sorted rectangles under a token budget.
+"""The sub-batches of one update as micro-batches under a token budget. A micro-batch is a *stream*: the tokens of its sequences
+end to end, and where each sequence lies. A model that can read streams computes no padding; for others a stream is laid out as a
+rectangle, and examples of similar lengths go together.
 
 Each example's weight in the whole update is fixed before anything is cut, so that the cut is a matter of speed only.
+
+Letters: b sequences of a micro-batch, n tokens of its stream, t tokens that its decoder reads, k tokens that its heads read.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from prefinetune.families import Encoded, Family, Segment
+from prefinetune.ops import Bounds
 
-# What one more micro-batch costs beside its tokens (kernel launches, adding up weight gradients), in tokens of compute.
+# What one more rectangle costs beside its tokens (kernel launches, adding up weight gradients), in tokens of compute.
 # Measured on CPU: from 32 to 128 MiniLM-L6 differs by under 5 %, and from 64 to 600 a model of 2 layers x 128 by under 13 %.
 MICRO_BATCH_COST = 64
+
+
+class Layout(NamedTuple):
+    """How a model reads its micro-batches; `MultiTask.layout` tells."""
+
+    pad_id: int
+    token_types: bool = False  # whether it tells a pair's second text by another type
+    decodes: bool = False  # whether it has a decoder
+    packed: bool = False  # whether it reads streams as they are
+    sentence_id: int | None = None  # a sentence is read off its last token of this id; None: off its first token
+    pools: bool = False  # a sentence is read off all of its tokens
 
 
 class Drawn(NamedTuple):
@@ -31,14 +49,20 @@ class Drawn(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """One micro-batch: rows of several tasks, and which are whose. Rows from `clean` on are copies with noised embeddings."""
+    """One micro-batch: sequences of several tasks, and whose they are. From `clean` on they are copies with noised embeddings."""
 
-    ids: torch.Tensor  # [b, l]
-    mask: torch.Tensor  # [b, l]
-    token_types: torch.Tensor | None  # [b, l]
-    outputs: torch.Tensor | None  # [b, t] what a decoder shall have read when it has read all; None: there is nothing to read
+    ids: torch.Tensor  # [n]
+    bounds: Bounds  # of the b sequences in it
+    token_types: torch.Tensor | None  # [n]
+    outputs: torch.Tensor | None  # [t] what a decoder shall have read when it has read all; None: there is nothing to read
+    output_bounds: Bounds | None  # of the b sequences in that
+    anchors: torch.Tensor  # [b] place of the token that a sentence is read off, in its sequence
+    kept: torch.Tensor  # [k] the tokens that heads read, in the stream (in the decoder's, where there is one)
+    kept_bounds: Bounds
     segments: list[Segment]
     clean: int
+    clean_tokens: int  # of the n
+    layout: Layout
 
     @property
     def tokens(self) -> int:
@@ -48,21 +72,28 @@ class Batch:
     @property
     def padded(self) -> int:
         """The same with padding."""
-        return self.clean * (self.ids.shape[1] + (0 if self.outputs is None else self.outputs.shape[1]))
+        if self.layout.packed:
+            return self.tokens
+        return self.clean * (self.bounds.longest + (0 if self.output_bounds is None else self.output_bounds.longest))
+
+    def rectangle(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The sequences padded to the longest of them: ids, mask (1 on real tokens) and token types, [b, longest] each."""
+        mask = self.bounds.mask()
+        types = None if self.token_types is None else self.bounds.spread(self.token_types, 0)
+        return self.bounds.spread(self.ids, self.layout.pad_id), mask.long(), types
 
     def to(self, device: torch.device | str) -> Batch:
         if torch.device(device).type == "cpu":
             return self
-        types = None if self.token_types is None else self.token_types.to(device)
-        outputs = None if self.outputs is None else self.outputs.to(device)
-        segments = [segment.to(device) for segment in self.segments]
-        return Batch(self.ids.to(device), self.mask.to(device), types, outputs, segments, self.clean)
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) if isinstance(value, (torch.Tensor, Bounds)) else value for name, value in moved.items()}
+        return Batch(**moved | {"segments": [segment.to(device) for segment in self.segments]})
 
 
 def lay_out(
     lengths: Sequence[int], rows: Sequence[int], token_budget: int, decoded: Sequence[int] | None = None
 ) -> list[np.ndarray]:
-    """Cut examples, longest first, into micro-batches of least total cost (tokens with padding, and a fixed cost each).
+    """Cut examples, longest first, into rectangles of least total cost (tokens with padding, and a fixed cost each).
 
     Args:
         lengths: [n] tokens of each example's longest sequence.
@@ -102,57 +133,63 @@ def longest_from(lengths: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(lengths[::-1])[::-1]
 
 
+def divide(tokens: Sequence[int], token_budget: int) -> list[np.ndarray]:
+    """Cut examples of so many tokens, in their order, into as few streams as the budget allows, and those as equal as can be (the
+    largest is as small as it could be); an example over the budget stands alone. Returns index arrays, one per micro-batch."""
+
+    def cuts(limit: int) -> list[int]:
+        found, size = [0], 0
+        for at, count in enumerate(tokens):
+            if size and size + count > limit:
+                found.append(at)
+                size = 0
+            size += count
+        return [*found, len(tokens)]
+
+    fewest = len(cuts(token_budget))
+    limit = bisect_left(range(token_budget), -fewest, key=lambda limit: -len(cuts(limit)))
+    return [np.arange(start, end) for start, end in pairwise(cuts(limit))]
+
+
 def decoded_length(example: Encoded) -> int:
     """Tokens that a decoder reads beside each sequence of an example: its output, or the sequence once more."""
     return example.length if example.output is None else len(example.output)
 
 
-def rectangle(sequences: Sequence[np.ndarray], fill: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences as one array [n, longest], and their lengths [n]."""
-    lengths = np.array([len(sequence) for sequence in sequences])
-    filled = np.full((len(sequences), int(lengths.max())), fill, dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        filled[row, : len(sequence)] = sequence
-    return filled, lengths
+def read_length(one: Drawn, decodes: bool) -> int:
+    """Tokens that a model reads of an example, by encoder and decoder, noised copies included."""
+    again = sum(map(len, one.example.sequences)) if decodes and one.example.output is None else 0
+    return (one.example.tokens + again) * (2 if one.noised else 1)
 
 
-def make_batch(drawn: Sequence[Drawn], pad_id: int, token_types: bool, decodes: bool = False) -> Batch:
-    """One micro-batch; examples of a task become one segment, those with a noised pass another one.
-
-    Args:
-        decodes: whether the model has a decoder.
-    """
+def make_batch(drawn: Sequence[Drawn], layout: Layout) -> Batch:
+    """One micro-batch; examples of a task become one segment, those with a noised pass another one."""
     by_segment: dict[tuple[str, bool], list[Drawn]] = {}
     for one in drawn:
         by_segment.setdefault((one.task, one.noised), []).append(one)
     examples = [one.example for group in by_segment.values() for one in group]
-    ids, lengths = rectangle([sequence for example in examples for sequence in example.sequences], pad_id)
-    place = np.arange(ids.shape[1])
-    mask = (place < lengths[:, None]).astype(np.int64)
-    types, outputs, decoded = None, None, np.zeros_like(lengths)
-    if token_types:
-        first = np.array([value for example in examples for value in example.first])
-        types = ((place >= first[:, None]) & (mask == 1)).astype(np.int64)
-    if decodes:
-        read = [sequence if one.output is None else one.output for one in examples for sequence in one.sequences]
-        outputs, decoded = rectangle(read, pad_id)
-    segments, start, copies = [], 0, [np.arange(len(ids))]
-    copied = len(ids)
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    read = [sequence if one.output is None else one.output for one in examples for sequence in one.sequences]
+    read = read if layout.decodes else [sequence[:0] for sequence in sequences]
+    lengths, decoded = (np.array([len(sequence) for sequence in group]) for group in (sequences, read))
+    segments, start, copies = [], 0, [np.arange(len(sequences))]
+    copied, whole = len(sequences), np.zeros(len(sequences), dtype=bool)
     for (task, noised), group in by_segment.items():
-        mine = [one.example for one in group]
+        mine, family = [one.example for one in group], group[0].family
         sizes = [len(example.sequences) for example in mine]
         end = start + sum(sizes)
         segment = Segment(
             task,
-            group[0].family,
+            family,
             mine,
             rows=torch.arange(start, end),
             sizes=torch.tensor(sizes),
             lengths=torch.from_numpy(lengths[start:end]),
-            targets=group[0].family.collate(mine),
+            targets=family.collate(mine),
             weights=torch.tensor([one.weight for one in group], dtype=torch.float32),
             tokens=int(lengths[start:end].sum() + decoded[start:end].sum()),
         )
+        whole[start:end] = layout.pools or not family.reads_one_token
         if noised:
             segment.noised = replace(segment, rows=torch.arange(copied, copied + end - start))
             copies.append(np.arange(start, end))
@@ -160,19 +197,57 @@ def make_batch(drawn: Sequence[Drawn], pad_id: int, token_types: bool, decodes: 
         segments.append(segment)
         start = end
     rows = np.concatenate(copies)
+    sequences, read = [sequences[row] for row in rows], [read[row] for row in rows]
+    anchors = np.array([anchor(sequence, layout.sentence_id) for sequence in sequences])
+    bounds, output_bounds = Bounds.of(lengths[rows]), Bounds.of(decoded[rows])
+    kept, kept_bounds = keep(anchors, whole[rows], decoded[rows] if layout.decodes else lengths[rows])
+    types = np.concatenate([np.arange(len(sequence)) for sequence in sequences]) if layout.token_types else None
+    if types is not None:
+        first = np.array([value for example in examples for value in example.first])[rows]
+        types = (types >= np.repeat(first, lengths[rows])).astype(np.int64)
+    decodes = layout.decodes and output_bounds.longest > 0
+    return Batch(
+        ids=stream(sequences),
+        bounds=bounds,
+        token_types=None if types is None else torch.from_numpy(types),
+        outputs=stream(read) if decodes else None,
+        output_bounds=output_bounds if decodes else None,
+        anchors=torch.from_numpy(anchors),
+        kept=kept,
+        kept_bounds=kept_bounds,
+        segments=segments,
+        clean=len(copies[0]),
+        clean_tokens=int(lengths.sum()),
+        layout=layout,
+    )
 
-    def tensor(array: np.ndarray | None) -> torch.Tensor | None:
-        return None if array is None or not array.shape[1] else torch.from_numpy(array[rows])
 
-    return Batch(torch.from_numpy(ids[rows]), torch.from_numpy(mask[rows]), tensor(types), tensor(outputs), segments, len(ids))
+def stream(sequences: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(sequences).astype(np.int64))
 
 
-def micro_batches(
-    drawn: Sequence[Drawn], token_budget: int, pad_id: int, token_types: bool, decodes: bool = False
-) -> list[Batch]:
+def anchor(sequence: np.ndarray, sentence_id: int | None) -> int:
+    """The place that a sentence is read off: that of the last token of an id, or the first place."""
+    found = np.flatnonzero(sequence == sentence_id)
+    return 0 if sentence_id is None or not len(found) else int(found[-1])
+
+
+def keep(anchors: np.ndarray, whole: np.ndarray, lengths: np.ndarray) -> tuple[torch.Tensor, Bounds]:
+    """Which tokens of a stream are read: all of some sequences, the anchors of others (none of those that are empty)."""
+    starts = np.cumsum(lengths) - lengths
+    counts = np.where(whole, lengths, np.minimum(lengths, 1))
+    bounds = Bounds.of(counts)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return torch.from_numpy(np.repeat(starts + np.where(whole, 0, anchors), counts) + within), bounds
+
+
+def micro_batches(drawn: Sequence[Drawn], token_budget: int, layout: Layout) -> list[Batch]:
     """All micro-batches of an update; noised copies count in the budget."""
-    examples = [one.example for one in drawn]
-    rows = [len(one.example.sequences) * (2 if one.noised else 1) for one in drawn]
-    decoded = [decoded_length(example) for example in examples] if decodes else None
-    cuts = lay_out([example.length for example in examples], rows, token_budget, decoded)
-    return [make_batch([drawn[i] for i in cut], pad_id, token_types, decodes) for cut in cuts]
+    if layout.packed:
+        cuts = divide([read_length(one, layout.decodes) for one in drawn], token_budget)
+    else:
+        examples = [one.example for one in drawn]
+        rows = [len(one.example.sequences) * (2 if one.noised else 1) for one in drawn]
+        decoded = [decoded_length(example) for example in examples] if layout.decodes else None
+        cuts = lay_out([example.length for example in examples], rows, token_budget, decoded)
+    return [make_batch([drawn[i] for i in cut], layout) for cut in cuts]

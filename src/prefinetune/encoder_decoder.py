@@ -27,6 +27,7 @@ from transformers.modeling_outputs import (
     Seq2SeqModelOutput,
 )
 
+from prefinetune import stream
 from prefinetune.model import Backbone, Head, Noise, States, head_class, noised
 
 if TYPE_CHECKING:
@@ -51,21 +52,17 @@ class DecoderHead(Head):
         finally:
             del self.given.output
 
-    def _rows(self, states: States, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        assert states.last is not None
-        chosen = states.hidden[rows, states.last[rows]][:, None]  # [r, 1, d]
-        return chosen, None, torch.ones_like(chosen[..., 0], dtype=torch.long)
-
     def option(self, states: States, rows: torch.Tensor) -> torch.Tensor:
         return self.sentence(states, rows)
 
     def generate(self, states: States, rows: torch.Tensor, config: transformers.GenerationConfig) -> torch.Tensor:
         assert states.encoded is not None
+        hidden, mask = states.encoded.sequences(rows)
         with self._whole() as model:
             model.generation_config = config  # or `generate` fills what this leaves open from the checkpoint's own
             return model.generate(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states.encoded[rows]),
-                attention_mask=states.mask[rows],
+                encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+                attention_mask=mask,
                 generation_config=config,
             )
 
@@ -87,7 +84,7 @@ class EncoderHead(Head):
 
     def chosen_tokens(self, states: States, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         assert states.encoded is not None
-        return super().chosen_tokens(replace(states, hidden=states.encoded), rows, places)
+        return super().chosen_tokens(states.encoded, rows, places)
 
 
 class EncoderDecoder(Backbone):
@@ -103,20 +100,26 @@ class EncoderDecoder(Backbone):
 
     def forward(self, batch: Batch, noise: Noise | None = None) -> States:
         """As in `Backbone`; noise goes on what the encoder reads (as in fairseq's R3F)."""
+        if batch.layout.packed:
+            decoded, encoded = stream.encode_and_decode(self.trunk, batch, noise)
+            states = States.of_stream(decoded, batch.kept_bounds, batch.anchors)
+            states.encoded = States.of_stream(encoded, batch.bounds, batch.anchors)
+            return states
+        ids, mask, _ = batch.rectangle()
         encoder = self.trunk.get_encoder()
-        with noised(encoder.get_input_embeddings(), batch, noise):
-            encoded = encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        hidden = encoded
-        if batch.outputs is not None:  # padding stands behind, where a causal decoder does not see it
-            hidden = self.trunk(
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-                attention_mask=batch.mask,
-                decoder_input_ids=self.shifted(batch.outputs),
-                use_cache=False,
-            ).last_hidden_state
-        place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-        last = torch.where(batch.ids == self.config.eos_token_id, place, 0).amax(1)
-        return States(hidden, None, batch.mask, encoded, last)
+        with noised(encoder.get_input_embeddings(), batch, mask, noise):
+            encoded = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        states = States.of_rectangle(encoded, batch.bounds, batch.anchors)
+        if batch.outputs is None or batch.output_bounds is None:
+            return replace(states, encoded=states)
+        # Padding stands behind, where a causal decoder does not see it.
+        decoded = self.trunk(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            attention_mask=mask,
+            decoder_input_ids=self.shifted(batch.output_bounds.spread(batch.outputs, batch.layout.pad_id)),
+            use_cache=False,
+        ).last_hidden_state
+        return replace(States.of_rectangle(decoded, batch.output_bounds, batch.anchors), encoded=states)
 
     def shifted(self, outputs: torch.Tensor) -> torch.Tensor:
         """What the decoder reads [b, t] in order to write `outputs`: its start token first, in the model's own way."""

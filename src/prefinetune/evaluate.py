@@ -26,7 +26,7 @@ def predict(
     found: dict[int, Any] = {}
     places = {id(example): index for index, example in enumerate(examples)}
     drawn = [Drawn(example, task, family, 1.0) for example in examples]
-    for batch in micro_batches(drawn, token_budget, tokenizer.pad_id, tokenizer.token_types, tokenizer.decoder is not None):
+    for batch in micro_batches(drawn, token_budget, model.layout(tokenizer)):
         for segment, predictions in model.respond(batch.to(device), tokenizer):
             for example, prediction in zip(segment.examples, predictions, strict=True):
                 found[places[id(example)]] = prediction

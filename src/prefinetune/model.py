@@ -3,7 +3,7 @@
 A head built this way is exactly what `AutoModelForSequenceClassification` and its siblings put on this architecture, so that
 putting the trunk back gives a plain Transformers model with equal logits (see `export.py`).
 
-Letters: b rows of a micro-batch, l tokens of its longest row, d hidden size, r rows of one segment.
+Letters: b sequences ("rows") of a micro-batch, n tokens of them all, d hidden size, r rows of one segment.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from prefinetune import stream
+from prefinetune.batch import Batch, Layout
 from prefinetune.errors import InputError, listing
 from prefinetune.families import Family, Segment
 from prefinetune.mixture import hash_key
+from prefinetune.ops import Bounds
 
 if TYPE_CHECKING:
-    from prefinetune.batch import Batch
     from prefinetune.task import Task
     from prefinetune.tokenizer import Tokenizer
 
@@ -43,13 +45,41 @@ ENCODER_DECODERS = ("bart", "mbart", "mt5", "t5")
 
 @dataclass(slots=True)
 class States:
-    """What the trunk makes of a micro-batch."""
+    """What the trunk makes of a micro-batch: states of tokens, and where each of its b sequences has its own."""
 
-    hidden: torch.Tensor  # [b, l, d]; of an encoder-decoder, the decoder's [b, t, d]
-    pooled: torch.Tensor | None  # [b, d], where the architecture has a pooler
-    mask: torch.Tensor  # [b, l] 1 on real tokens
-    encoded: torch.Tensor | None = None  # [b, l, d] of an encoder-decoder's encoder
-    last: torch.Tensor | None = None  # [b] where an encoder-decoder's last end-of-sequence token stands
+    hidden: torch.Tensor  # [n, d]; of an encoder-decoder, the decoder's
+    starts: torch.Tensor  # [b] the first of each sequence
+    lengths: torch.Tensor  # [b] how many it has
+    longest: int
+    sentences: torch.Tensor  # [b] the one that a sentence is read off
+    pooled: torch.Tensor | None = None  # [b, d], where the architecture has a pooler
+    encoded: States | None = None  # of an encoder-decoder's encoder
+
+    @classmethod
+    def of_stream(cls, hidden: torch.Tensor, bounds: Bounds, anchors: torch.Tensor) -> States:
+        """States [n, d] of a stream; a sequence may have kept no others than the one that a sentence is read off."""
+        sentences = bounds.starts + torch.minimum(anchors, bounds.lengths - 1)
+        return cls(hidden, bounds.starts, bounds.lengths, bounds.longest, sentences)
+
+    @classmethod
+    def of_rectangle(cls, hidden: torch.Tensor, bounds: Bounds, anchors: torch.Tensor) -> States:
+        """States [b, longest, d] with padding."""
+        starts = torch.arange(len(hidden), device=hidden.device) * hidden.shape[1]
+        return cls(hidden.flatten(0, 1), starts, bounds.lengths, hidden.shape[1], starts + anchors)
+
+    def sentence(self, rows: torch.Tensor) -> torch.Tensor:
+        """[r, d] of the tokens that sentences are read off."""
+        return self.hidden[self.sentences[rows]]
+
+    def at(self, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """[m, d] of some tokens, by row and place."""
+        return self.hidden[self.starts[rows] + places]
+
+    def sequences(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[r, longest, d] of whole sequences, and which are real [r, longest]; the others have the state of some other token."""
+        place = torch.arange(self.longest, device=self.hidden.device)
+        mask = place < self.lengths[rows, None]
+        return self.hidden[self.starts[rows, None] + torch.where(mask, place, 0)], mask.long()
 
 
 Noise = Callable[[torch.Tensor], torch.Tensor]  # makes noise for token embeddings [r, l, d]
@@ -87,8 +117,7 @@ class Head(nn.Module):
         for name in self.parts:
             setattr(model, name, self.given)
         self.model = model
-        # Most architectures read a sentence off its first token; those that average need all of them.
-        self.first_token_only = getattr(model.config, "classifier_pooling", "cls") == "cls"
+        self.pools = pools(model.config)
 
     def _logits(self, hidden: torch.Tensor, pooled: torch.Tensor | None, mask: torch.Tensor) -> Any:
         self.given.output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
@@ -98,9 +127,12 @@ class Head(nn.Module):
             del self.given.output
 
     def _rows(self, states: States, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        last = 1 if self.first_token_only else states.hidden.shape[1]
-        pooled = None if states.pooled is None else states.pooled[rows]
-        return states.hidden[rows, :last], pooled, states.mask[rows, :last]
+        if self.pools:
+            hidden, mask = states.sequences(rows)
+        else:
+            hidden = states.sentence(rows)[:, None]
+            mask = torch.ones_like(hidden[..., 0], dtype=torch.long)
+        return hidden, None if states.pooled is None else states.pooled[rows], mask
 
     def sentence(self, states: States, rows: torch.Tensor) -> torch.Tensor:
         """Logits [r, labels] of a sentence head."""
@@ -113,12 +145,13 @@ class Head(nn.Module):
 
     def tokens(self, states: States, rows: torch.Tensor) -> torch.Tensor:
         """Logits [r, l, 2] of a span head."""
-        output = self._logits(states.hidden[rows], None, states.mask[rows])
+        hidden, mask = states.sequences(rows)
+        output = self._logits(hidden, None, mask)
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
     def chosen_tokens(self, states: States, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Logits [m, n] of a token head, or of a language-model head with its n words, for m tokens only, by row and place."""
-        chosen = states.hidden[rows, places][None]  # [1, m, d]
+        chosen = states.at(rows, places)[None]  # [1, m, d]
         return self._logits(chosen, None, torch.ones_like(chosen[..., 0], dtype=torch.long)).logits[0]
 
     def generate(self, states: States, rows: torch.Tensor, config: transformers.GenerationConfig) -> torch.Tensor:
@@ -158,6 +191,11 @@ class Head(nn.Module):
         self.model.load_state_dict(state, strict=False)
 
 
+def pools(config: Any) -> bool:
+    """Whether a sentence head averages over all tokens; most read one of them."""
+    return getattr(config, "classifier_pooling", "cls") != "cls"
+
+
 def trunk_parts(model: transformers.PreTrainedModel) -> list[str]:
     """The attributes under which a head class holds its trunk: one, or (in some of T5's) the trunk's own three."""
     prefix = model.base_model_prefix
@@ -190,12 +228,32 @@ class Backbone(nn.Module):
         self.config = trunk.config
         self.spectral_norm = spectral_norm  # of new heads
 
+    def layout(self, tokenizer: Tokenizer) -> Layout:
+        """How this backbone reads its micro-batches."""
+        return Layout(
+            pad_id=tokenizer.pad_id,
+            token_types=tokenizer.token_types,
+            decodes=self.config.is_encoder_decoder,
+            packed=stream.reads_streams(self.config),
+            sentence_id=self.config.eos_token_id if self.config.is_encoder_decoder else None,
+            pools=pools(self.config),
+        )
+
     def forward(self, batch: Batch, noise: Noise | None = None) -> States:
-        """The states of all rows; `noise` goes on the token embeddings of the rows that are copies."""
-        types = {} if batch.token_types is None else {"token_type_ids": batch.token_types}
-        with noised(self.trunk.get_input_embeddings(), batch, noise):
-            output = self.trunk(input_ids=batch.ids, attention_mask=batch.mask, **types)
-        return States(output.last_hidden_state, getattr(output, "pooler_output", None), batch.mask)
+        """The states of all sequences; `noise` goes on the token embeddings of those that are copies."""
+        if batch.layout.packed:
+            states = States.of_stream(stream.encode(self.trunk, batch, noise), batch.kept_bounds, batch.anchors)
+            pooler: Any = getattr(self.trunk, "pooler", None)
+            if pooler is not None:
+                states.pooled = pooler(states.hidden[states.sentences][:, None])
+            return states
+        ids, mask, types = batch.rectangle()
+        typed = {} if types is None else {"token_type_ids": types}
+        with noised(self.trunk.get_input_embeddings(), batch, mask, noise):
+            output = self.trunk(input_ids=ids, attention_mask=mask, **typed)
+        states = States.of_rectangle(output.last_hidden_state, batch.bounds, batch.anchors)
+        states.pooled = getattr(output, "pooler_output", None)
+        return states
 
     def own_config(self, config: Any) -> Any:
         """A copy of a configuration of this backbone or its heads without this run's overrides: what is saved."""
@@ -263,12 +321,12 @@ def head_class(config: Any, auto_model: str) -> Any:
 
 
 @contextmanager
-def noised(embedding: nn.Module, batch: Batch, noise: Noise | None) -> Iterator[None]:
-    """Within, an embedding layer adds noise to real tokens of a batch's copies. Gradients flow through both kinds of rows."""
+def noised(embedding: nn.Module, batch: Batch, mask: torch.Tensor, noise: Noise | None) -> Iterator[None]:
+    """Within, an embedding layer adds noise to real tokens of a rectangle's copies. Gradients flow through both kinds of rows."""
 
     def add(module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
         assert noise is not None
-        copies, real = output[batch.clean :], batch.mask[batch.clean :, :, None]
+        copies, real = output[batch.clean :], mask[batch.clean :, :, None]
         # Some scale what they look up; the noise is on what is looked up.
         return torch.cat([output[: batch.clean], copies + real * noise(copies) * getattr(module, "embed_scale", 1.0)])
 
@@ -305,6 +363,10 @@ class MultiTask(nn.Module):
             head, family = self.head(segment.task), segment.family
             output = family.apply(head, states, segment)
             yield segment, output, None if segment.noised is None else family.apply(head, states, segment.noised)
+
+    def layout(self, tokenizer: Tokenizer) -> Layout:
+        """How this model reads its micro-batches."""
+        return self.backbone.layout(tokenizer)
 
     def respond(self, batch: Batch, tokenizer: Tokenizer) -> Iterator[tuple[Segment, list[Any]]]:
         """Each segment of a micro-batch with one prediction per example."""

@@ -267,6 +267,7 @@ def fit(
     display, settings = display or Display(quiet=True), config.train
     accelerator = Accelerator(mixed_precision=autocast_precision(settings))
     model.to(accelerator.device)
+    layout = model.layout(tokenizer)
     mixture = make_mixture([len(task.store) for task in tasks], config)
     optimizer = make_optimizer(model, config.optimizer)
     progress, best, found = Progress(), None, Evaluation()
@@ -292,9 +293,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
             drawn = draw(mixture, number, tasks, tokenizer, config.objective)
-            batches = micro_batches(
-                drawn, settings.token_budget, tokenizer.pad_id, tokenizer.token_types, tokenizer.decoder is not None
-            )
+            batches = micro_batches(drawn, settings.token_budget, layout)
             report = update(model, optimizer, batches, config.optimizer.clip, accelerator, config.objective)
             seconds = time.perf_counter() - started
             progress.add(report, seconds)

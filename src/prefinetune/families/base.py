@@ -109,6 +109,11 @@ class Family:
     label_words: ClassVar[str] = "labels"  # what `label_names` names, in words
     target_type: ClassVar[type] = np.int64  # of the arrays `stored_target` makes
 
+    @property
+    def reads_one_token(self) -> bool:
+        """Whether its head needs the state of one token per sequence, in models that do not average."""
+        return self.head_kind in ("sentence", "option")
+
     # ---- rows -> examples -> tokens
 
     def check(self, tokenizer: Tokenizer) -> None:

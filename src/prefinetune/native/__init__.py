@@ -1,0 +1,263 @@
+"""The compiled forms of `prefinetune.ops` on CPUs: `kernels.cpp`, built the first time that it is needed and kept in the cache.
+
+It is one call of the system's C++ compiler that takes about two seconds, for the instructions that PyTorch itself uses on this
+machine. Where there is no compiler, or PREFINETUNE_NATIVE=0 is set, `takes` says no, a line of the log says why, and everything
+runs on the plain forms. Nothing is built or loaded by an import.
+
+Letters: n tokens of a stream, m tokens that it attends to, s sequences, h heads, e size of a head, d hidden size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from prefinetune.cache import building, cache_folder
+
+log = logging.getLogger("prefinetune")
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+CAPABILITIES = {
+    "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+PIECES = 32  # of a sum over rows, as in the source
+
+
+@cache
+def library() -> Any:
+    """The loaded kernels, or None."""
+    if os.environ.get("PREFINETUNE_NATIVE") == "0":
+        log.info("compiled CPU kernels are switched off by PREFINETUNE_NATIVE=0")
+        return None
+    try:
+        loaded = ctypes.CDLL(str(built()))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        log.warning(
+            "compiled CPU kernels are not used, and updates take longer: %s. A C++ compiler (g++, or the one that CXX names) "
+            "makes them in two seconds; PREFINETUNE_NATIVE=0 goes without them silently",
+            reason.strip().splitlines()[-1] if reason.strip() else type(error).__name__,
+        )
+        return None
+    log.info("compiled CPU kernels: %d floats at a time", loaded.vector_width())
+    return loaded
+
+
+def built() -> Path:
+    """The library for this machine, compiled unless it is in the cache.
+
+    Raises:
+        OSError: no compiler, or the cache cannot be written.
+        subprocess.SubprocessError: the compiler failed.
+    """
+    compiler = os.environ.get("CXX") or "g++"
+    found = shutil.which(compiler)
+    if found is None:
+        raise OSError(f"there is no C++ compiler {compiler!r}")
+    command = [found, *FLAGS, *CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ()), *openmp()]
+    digest = blake2b(SOURCE.read_bytes() + "\0".join([*command, sys.platform]).encode(), digest_size=8).hexdigest()
+    folder = cache_folder() / "native" / digest
+    if not (folder / "manifest.json").exists():
+        with building(folder) as made:
+            subprocess.run(
+                [*command, str(SOURCE), "-o", str(made / "kernels.so")], check=True, capture_output=True, text=True, timeout=300
+            )
+            (made / "manifest.json").write_text("{}")
+    return folder / "kernels.so"
+
+
+def openmp() -> list[str]:
+    """The OpenMP library that PyTorch brings, so that there is one pool of threads and not two."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return [str(found[0])] if found else []
+
+
+def takes(*tensors: torch.Tensor) -> bool:
+    """Whether there are kernels for these tensors: float32 on a CPU, last dimensions whole vectors of the machine."""
+    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in tensors):
+        return False
+    kernels = library()
+    return kernels is not None and all(tensor.shape[-1] % kernels.vector_width() == 0 for tensor in tensors)
+
+
+def new_seed(dropout: float) -> int:
+    """Of a mask; drawn from PyTorch's generator, so that `torch.manual_seed` decides."""
+    return int(torch.randint(2**62, ())) if dropout else 0
+
+
+def at(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+# ---- attention
+
+
+class Sequences(ctypes.Structure):
+    """As in the source."""
+
+    _fields_ = (
+        ("count", ctypes.c_int64), ("heads", ctypes.c_int64), ("size", ctypes.c_int64),
+        ("query_ends", ctypes.c_void_p), ("key_ends", ctypes.c_void_p),
+        ("query_row", ctypes.c_int64), ("key_row", ctypes.c_int64), ("value_row", ctypes.c_int64),
+        ("scale", ctypes.c_float), ("dropout", ctypes.c_double), ("seed", ctypes.c_int64),
+        ("causal", ctypes.c_int32), ("window", ctypes.c_int32),
+    )  # fmt: skip
+
+
+def heads_together(tensor: torch.Tensor) -> torch.Tensor:
+    """[n, h, e] with the heads of a token side by side; tokens may stand apart."""
+    return tensor if tensor.stride(2) == 1 and tensor.stride(1) == tensor.shape[2] else tensor.contiguous()
+
+
+class Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, query_ends, key_ends, scale, dropout, causal, window):
+        query, key, value = (heads_together(tensor) for tensor in (query, key, value))
+        _, heads, size = query.shape
+        ctx.about = Sequences(
+            len(query_ends) - 1, heads, size, query_ends.data_ptr(), key_ends.data_ptr(),
+            query.stride(0), key.stride(0), value.stride(0), scale, dropout, new_seed(dropout), causal,
+            -1 if window is None else window,
+        )  # fmt: skip
+        out = query.new_empty(query.shape)
+        log_sums = query.new_empty(query.shape[:2])
+        library().attend_forward(ctypes.byref(ctx.about), at(query), at(key), at(value), at(out), at(log_sums))
+        ctx.save_for_backward(query, key, value, log_sums, query_ends, key_ends)  # the ends: `about` points into them
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        query, key, value, log_sums, _, _ = ctx.saved_tensors
+        grad = grad.contiguous()
+        grads = [query.new_empty(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)]
+        library().attend_backward(
+            ctypes.byref(ctx.about), at(query), at(key), at(value), at(log_sums), at(grad), *(at(one) for one in grads)
+        )
+        return *grads, None, None, None, None, None, None
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_ends: torch.Tensor,
+    key_ends: torch.Tensor,
+    scale: float,
+    dropout: float,
+    causal: bool,
+    window: int | None,
+) -> torch.Tensor:
+    """`ops.attend`: [n, h, e] and twice [m, h, e] with int32 ends [s + 1]; returns [n, h, e]."""
+    return Attend.apply(query, key, value, query_ends, key_ends, scale, dropout, causal, window)
+
+
+# ---- row by row
+
+
+class DropoutAddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, bias, residual, weight, shift, epsilon, dropout):
+        hidden, residual = hidden.contiguous(), residual.contiguous()
+        n, d = hidden.shape
+        ctx.dropout, ctx.seed = dropout, new_seed(dropout)
+        out, normal, inverses = torch.empty_like(hidden), torch.empty_like(hidden), hidden.new_empty(n)
+        library().add_norm_forward(
+            ctypes.c_int64(n), ctypes.c_int64(d), at(hidden), at(bias), at(residual), at(weight), at(shift),
+            ctypes.c_float(epsilon), ctypes.c_double(dropout), ctypes.c_int64(ctx.seed), at(out), at(normal), at(inverses),
+        )  # fmt: skip
+        ctx.save_for_backward(normal, inverses, weight)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        normal, inverses, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        n, d = grad.shape
+        grad_hidden, grad_residual = torch.empty_like(grad), torch.empty_like(grad)
+        sums, grad_sums = grad.new_empty(PIECES, 3, d), grad.new_empty(3, d)
+        library().add_norm_backward(
+            ctypes.c_int64(n), ctypes.c_int64(d), at(grad), at(normal), at(inverses), at(weight), ctypes.c_double(ctx.dropout),
+            ctypes.c_int64(ctx.seed), at(grad_hidden), at(grad_residual), at(sums), at(grad_sums),
+        )  # fmt: skip
+        of_weight, of_shift, of_bias = grad_sums
+        return grad_hidden, of_bias, grad_residual, of_weight, of_shift, None, None
+
+
+def dropout_add_norm(
+    hidden: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    shift: torch.Tensor,
+    epsilon: float,
+    dropout: float,
+) -> torch.Tensor:
+    """`ops.dropout_add_norm`: [n, d]."""
+    return DropoutAddNorm.apply(hidden, bias, residual, weight, shift, epsilon, dropout)
+
+
+class BiasGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, bias):
+        hidden = hidden.contiguous()
+        out = torch.empty_like(hidden)
+        library().gelu_forward(ctypes.c_int64(len(hidden)), ctypes.c_int64(hidden.shape[1]), at(hidden), at(bias), at(out))
+        ctx.save_for_backward(hidden, bias)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hidden, bias = ctx.saved_tensors
+        grad = grad.contiguous()
+        n, d = grad.shape
+        grad_hidden, sums, grad_bias = torch.empty_like(grad), grad.new_empty(PIECES, d), grad.new_empty(d)
+        library().gelu_backward(
+            ctypes.c_int64(n), ctypes.c_int64(d), at(grad), at(hidden), at(bias), at(grad_hidden), at(sums), at(grad_bias)
+        )
+        return grad_hidden, grad_bias
+
+
+def bias_gelu(hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """`ops.bias_gelu`: [n, d]."""
+    return BiasGelu.apply(hidden, bias)
+
+
+class Drop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, dropout, seed):
+        ctx.dropout, ctx.seed = dropout, seed
+        return masked(values, dropout, seed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return masked(grad, ctx.dropout, ctx.seed), None, None
+
+
+def masked(values: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
+    values = values.contiguous()
+    out = torch.empty_like(values)
+    n, d = values.shape
+    library().drop(ctypes.c_int64(n), ctypes.c_int64(d), at(values), ctypes.c_double(dropout), ctypes.c_int64(seed), at(out))
+    return out
+
+
+def drop(values: torch.Tensor, dropout: float) -> torch.Tensor:
+    """`ops.drop`: [n, d]."""
+    return Drop.apply(values, dropout, new_seed(dropout))
