@@ -1,4 +1,4 @@
-"""What R3F costs, and what a BART-like step needs, in one process run: same updates, rectangles and optimizer in every variant.
+"""What R3F costs, and what a BART-like step needs, in one process run: same updates, cut and optimizer in every variant.
 
     python benchmarks/r3f_cost.py --out r3f-cost.json
 
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from prefinetune.batch import Batch, Drawn, decoded_length, lay_out, make_batch
+from prefinetune.batch import Batch, Drawn, Layout, make_batch, micro_batches
 from prefinetune.config import ObjectiveSettings, OptimizerSettings
 from prefinetune.encoder_decoder import EncoderDecoder
 from prefinetune.families import Classification, Encoded, Generation, Span
@@ -79,36 +80,38 @@ def draw_examples(families: dict[str, Any], seed: int) -> list[Drawn]:
     return drawn
 
 
-def batches_of(drawn: list[Drawn], objective: ObjectiveSettings, decodes: bool, seed: int) -> list[Batch]:
+def batches_of(drawn: list[Drawn], objective: ObjectiveSettings, layout: Layout, seed: int) -> list[Batch]:
     """Micro-batches cut as they are without R3F."""
-    examples = [one.example for one in drawn]
-    decoded = [decoded_length(example) for example in examples] if decodes else None
-    cuts = lay_out([e.length for e in examples], [1] * len(examples), BUDGET, decoded)
     noised = draw_noised(len(drawn), objective, np.random.default_rng(seed))
-    marked = [one._replace(noised=bool(flag)) for one, flag in zip(drawn, noised, strict=True)]
-    return [make_batch([marked[i] for i in cut], PAD, False, decodes) for cut in cuts]
+    marked = {id(one.example): one._replace(noised=bool(flag)) for one, flag in zip(drawn, noised, strict=True)}
+    cut = [[one for segment in batch.segments for one in segment.examples] for batch in micro_batches(drawn, BUDGET, layout)]
+    return [make_batch([marked[id(one)] for one in examples], layout) for examples in cut]
 
 
-def step_of(model: MultiTask, families: dict[str, Any], objective: ObjectiveSettings, decodes: bool) -> Callable[[int], None]:
+def step_of(model: MultiTask, families: dict[str, Any], objective: ObjectiveSettings) -> Callable[[int], None]:
     optimizer, accelerator = make_optimizer(model, OptimizerSettings()), Accelerator(cpu=True)
+    layout = model.layout(SimpleNamespace(pad_id=PAD, token_types=False))
 
     def step(number: int) -> None:
-        batches = batches_of(draw_examples(families, number), objective, decodes, number)
+        batches = batches_of(draw_examples(families, number), objective, layout, number)
         update(model, optimizer, batches, 1.0, accelerator, objective)
 
     return step
 
 
 def plain_transformers(number: int, model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """The same rectangles of generation through Transformers' own class, padded labels and all."""
+    """The same generation through Transformers' own class in rectangles of least padding, padded labels and all."""
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    for batch in batches_of(draw_examples({"summary": ALL_FAMILIES["summary"]}, number), VARIANTS["plain"], True, number):
+    drawn = draw_examples({"summary": ALL_FAMILIES["summary"]}, number)
+    for batch in batches_of(drawn, VARIANTS["plain"], Layout(PAD, decodes=True), number):
         assert batch.outputs is not None
-        labels = batch.outputs.masked_fill(batch.outputs == PAD, -100)
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).logits
+        assert batch.output_bounds is not None
+        ids, mask, _ = batch.rectangle()
+        labels = batch.output_bounds.spread(batch.outputs, -100)
+        logits = model(input_ids=ids, attention_mask=mask, labels=labels).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
-        (loss * len(batch.ids) / EXAMPLES).backward()
+        (loss * len(ids) / EXAMPLES).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 
@@ -124,7 +127,7 @@ def memory_of(variant: str) -> float:
         for number in range(3):
             plain_transformers(number, whole, optimizer)
     else:
-        step = step_of(model, {"summary": ALL_FAMILIES["summary"]}, VARIANTS["plain"], True)
+        step = step_of(model, {"summary": ALL_FAMILIES["summary"]}, VARIANTS["plain"])
         for number in range(3):
             step(number)
     status = Path("/proc/self/status").read_text()  # a child's ru_maxrss may be its parent's
@@ -150,7 +153,7 @@ def main() -> None:
         steps = {}
         for name, objective in VARIANTS.items():
             torch.manual_seed(0)
-            steps[name] = step_of(build(), families, objective, "BART" in shape)
+            steps[name] = step_of(build(), families, objective)
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for number in range(arguments.rounds + 1):
             for name, step in steps.items():

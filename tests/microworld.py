@@ -280,6 +280,13 @@ def make_task(seed: int, name: str, problem: Problem, sizes: dict[str, int]) -> 
 # ---- a model for it
 
 
+def layout(model: Any, packed: bool, token_types: bool = False) -> Any:
+    """How a model with the tokenizer below is given its micro-batches: padded, or (if it reads them) as streams."""
+    own = model.layout(SimpleNamespace(pad_id=1, token_types=token_types))
+    assert own.packed or not packed
+    return own._replace(packed=packed)
+
+
 def tokenizer() -> Any:
     """One token per word; `<s> A </s>` and `<s> A </s> </s> B </s>`, as RoBERTa has it."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

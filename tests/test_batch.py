@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefinetune.batch import MICRO_BATCH_COST, Drawn, lay_out, make_batch, micro_batches
+from prefinetune.batch import MICRO_BATCH_COST, Drawn, Layout, lay_out, make_batch, micro_batches
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Generation, Regression, Span
 from prefinetune.objective import example_weights
 
@@ -143,13 +143,15 @@ def drawn_examples(generator, count=25):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_micro_batch_is_its_sequences_padded_at_the_end_with_each_task_in_one_segment(seed):
+def test_a_micro_batch_is_its_sequences_end_to_end_or_padded_with_each_task_in_one_segment(seed):
     drawn = list(drawn_examples(np.random.default_rng(seed)))
-    batch = make_batch(drawn, PAD, token_types=True)
+    batch = make_batch(drawn, Layout(PAD, token_types=True))
     longest = max(one.example.length for one in drawn)
     assert sorted(segment.task for segment in batch.segments) == sorted({one.task for one in drawn})
-    assert batch.ids.shape == batch.mask.shape == batch.token_types.shape
-    assert sorted(torch.cat([segment.rows for segment in batch.segments]).tolist()) == list(range(len(batch.ids)))
+    rectangle, mask, types = batch.rectangle()
+    assert rectangle.shape == mask.shape == types.shape
+    assert sorted(torch.cat([segment.rows for segment in batch.segments]).tolist()) == list(range(len(rectangle)))
+    assert batch.bounds.total == len(batch.ids) == len(batch.token_types) == batch.clean_tokens
     for segment in batch.segments:
         mine = [one for one in drawn if one.task == segment.task]
         assert segment.family is FAMILIES[segment.task]
@@ -160,15 +162,20 @@ def test_a_micro_batch_is_its_sequences_padded_at_the_end_with_each_task_in_one_
         assert segment.lengths.tolist() == [len(ids) for ids, _ in expected]
         for row, (ids, first) in zip(segment.rows.tolist(), expected, strict=True):
             padding = longest - len(ids)
-            assert batch.ids[row].tolist() == [*ids.tolist(), *[PAD] * padding]
-            assert batch.mask[row].tolist() == [1] * len(ids) + [0] * padding
-            assert batch.token_types[row].tolist() == [0] * first + [1] * (len(ids) - first) + [0] * padding
-    assert batch.tokens == sum(one.example.tokens for one in drawn) == int(batch.mask.sum())
+            start, end = batch.bounds.ends[row : row + 2].tolist()
+            assert batch.ids[start:end].tolist() == ids.tolist()
+            assert batch.token_types[start:end].tolist() == [0] * first + [1] * (len(ids) - first)
+            assert rectangle[row].tolist() == [*ids.tolist(), *[PAD] * padding]
+            assert mask[row].tolist() == [1] * len(ids) + [0] * padding
+            assert types[row].tolist() == [0] * first + [1] * (len(ids) - first) + [0] * padding
+    assert batch.tokens == sum(one.example.tokens for one in drawn) == len(batch.ids)
+    assert batch.padded == rectangle.numel()
+    assert make_batch(drawn, Layout(PAD, packed=True)).padded == batch.tokens
 
 
 def test_targets_come_in_the_form_of_their_family():
     drawn = list(drawn_examples(np.random.default_rng(0), 40))
-    targets = {segment.task: segment.targets for segment in make_batch(drawn, PAD, token_types=False).segments}
+    targets = {segment.task: segment.targets for segment in make_batch(drawn, Layout(PAD)).segments}
     of = {task: [one.example.target for one in drawn if one.task == task] for task in FAMILIES}
     assert targets["topic"].tolist() == [int(one[0]) for one in of["topic"]]
     assert targets["story"].tolist() == [int(one[0]) for one in of["story"]]
@@ -179,13 +186,16 @@ def test_targets_come_in_the_form_of_their_family():
 
 
 def test_a_model_without_token_types_is_given_none():
-    assert make_batch(list(drawn_examples(np.random.default_rng(0))), PAD, token_types=False).token_types is None
+    batch = make_batch(list(drawn_examples(np.random.default_rng(0))), Layout(PAD))
+    assert batch.token_types is None
+    assert batch.rectangle()[2] is None
 
 
-def test_an_update_keeps_every_example_and_its_weight_however_it_is_cut():
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_update_keeps_every_example_and_its_weight_however_it_is_cut(packed):
     drawn = list(drawn_examples(np.random.default_rng(1), 60))
     for budget in (1, 100, 500, 100_000):
-        batches = micro_batches(drawn, budget, PAD, token_types=False)
+        batches = micro_batches(drawn, budget, Layout(PAD, packed=packed))
         found = sorted(
             (example.source, weight)
             for batch in batches
@@ -195,6 +205,16 @@ def test_an_update_keeps_every_example_and_its_weight_however_it_is_cut():
         expected = sorted((one.example.source, one.weight) for one in drawn)
         assert [source for source, _ in found] == [source for source, _ in expected]
         assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])
+
+
+def test_a_micro_batch_moves_to_a_device_whole():
+    moved = make_batch(list(drawn_with_outputs((1,))), Layout(PAD, token_types=True, decodes=True)).to("meta")
+    bounds = (moved.bounds, moved.output_bounds, moved.kept_bounds)
+    tensors = [moved.ids, moved.token_types, moved.outputs, moved.anchors, moved.kept, *(one.ends for one in bounds)]
+    for segment in moved.segments:
+        mine = [segment, *([segment.noised] if segment.noised else [])]
+        tensors += [tensor for one in mine for tensor in (one.rows, one.sizes, one.lengths, one.targets, one.weights)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 # ---- rows that a decoder reads, and noised copies
@@ -223,11 +243,13 @@ def padded_rows(sequences):
 
 def test_the_decoder_reads_an_output_of_its_own_or_the_sequence_again():
     drawn = list(drawn_with_outputs())
-    batch = make_batch(drawn, PAD, token_types=False, decodes=True)
+    batch = make_batch(drawn, Layout(PAD, decodes=True))
     sequences = [ids for one in drawn for ids in one.example.sequences]
     read = [ids if one.example.output is None else one.example.output for one in drawn for ids in one.example.sequences]
-    assert batch.ids.tolist() == padded_rows(sequences)
-    assert batch.outputs.tolist() == padded_rows(read)
+    assert batch.ids.tolist() == np.concatenate(sequences).tolist()
+    assert batch.outputs.tolist() == np.concatenate(read).tolist()
+    assert batch.rectangle()[0].tolist() == padded_rows(sequences)
+    assert batch.output_bounds.spread(batch.outputs, PAD).tolist() == padded_rows(read)
     assert batch.tokens == sum(map(len, sequences)) + sum(map(len, read))
     assert batch.padded == 8 * (12 + 12)
     assert [segment.tokens for segment in batch.segments] == [(9 + 4) + (3 + 5), 2 * (6 + 7 + 3 + 12 + 5), 2 * 8]
@@ -235,7 +257,7 @@ def test_the_decoder_reads_an_output_of_its_own_or_the_sequence_again():
 
 def test_targets_of_generation_are_each_tokens_example_place_and_id():
     drawn = list(drawn_with_outputs())[:2]
-    (segment,) = make_batch(drawn, PAD, token_types=False, decodes=True).segments
+    (segment,) = make_batch(drawn, Layout(PAD, decodes=True)).segments
     expected = [(e, place, int(true)) for e, one in enumerate(drawn) for place, true in enumerate(one.example.output)]
     assert segment.targets.T.tolist() == [list(one) for one in expected]
 
@@ -244,16 +266,20 @@ def test_there_is_nothing_for_a_decoder_to_read_where_it_writes_by_itself_or_is_
     drawn = list(drawn_with_outputs())
     for one in drawn:
         one.example.output = None if one.example.output is None else one.example.output[:0]
-    assert make_batch(drawn[:2], PAD, token_types=False, decodes=True).outputs is None
-    assert make_batch(drawn, PAD, token_types=False, decodes=False).outputs is None
-    assert make_batch(drawn, PAD, token_types=False, decodes=True).outputs[:2].tolist() == [[PAD] * 12] * 2
+    assert make_batch(drawn[:2], Layout(PAD, decodes=True)).outputs is None
+    assert make_batch(drawn, Layout(PAD)).outputs is None
+    batch = make_batch(drawn, Layout(PAD, decodes=True))
+    assert batch.output_bounds.lengths[:2].tolist() == [0, 0]
+    assert batch.output_bounds.spread(batch.outputs, PAD)[:2].tolist() == [[PAD] * 12] * 2
 
 
 @pytest.mark.parametrize("decodes", [False, True])
 def test_noised_copies_are_appended_and_a_task_with_and_without_them_has_two_segments(decodes):
-    batch, plain = (make_batch(list(drawn_with_outputs(noised)), PAD, True, decodes) for noised in ((1, 3), ()))
+    batch, plain = (make_batch(list(drawn_with_outputs(noised)), Layout(PAD, True, decodes)) for noised in ((1, 3), ()))
     assert batch.clean == 8
-    assert batch.ids.shape[0] == 8 + 1 + 3  # a summary and a choice of three options once more
+    assert len(batch.bounds.lengths) == 8 + 1 + 3  # a summary and a choice of three options once more
+    assert batch.clean_tokens == len(plain.ids)
+    assert torch.equal(batch.ids[: batch.clean_tokens], plain.ids)
     assert (batch.tokens, batch.padded) == (plain.tokens, plain.padded)  # what is reported is what was read of the data
     found = {(segment.task, segment.noised is not None): segment for segment in batch.segments}
     assert sorted(found) == [("c", False), ("c", True), ("s", False), ("s", True), ("t", False)]
@@ -261,7 +287,8 @@ def test_noised_copies_are_appended_and_a_task_with_and_without_them_has_two_seg
     for segment in batch.segments:
         if segment.noised is not None:
             copies = segment.noised.rows
-            for rectangle in (batch.ids, batch.mask, batch.token_types, *([batch.outputs] if decodes else [])):
+            outputs = [batch.output_bounds.spread(batch.outputs, PAD)] if decodes else []
+            for rectangle in (*batch.rectangle(), *outputs):
                 assert torch.equal(rectangle[copies], rectangle[segment.rows])
             assert torch.equal(segment.noised.targets, segment.targets)
             assert torch.equal(segment.noised.sizes, segment.sizes)
@@ -270,9 +297,13 @@ def test_noised_copies_are_appended_and_a_task_with_and_without_them_has_two_seg
     assert [one.source for one in found["c", True].examples] == [3]
 
 
-def test_noised_copies_count_in_the_budget():
+@pytest.mark.parametrize("packed", [False, True])
+def test_noised_copies_count_in_the_budget(packed):
     drawn = list(drawn_with_outputs(noised=(0, 2, 4)))
     for budget in (1, 80, 150, 400):
-        for batch in micro_batches(drawn, budget, PAD, token_types=False, decodes=True):
+        for batch in micro_batches(drawn, budget, Layout(PAD, decodes=True, packed=packed)):
             alone = sum(len(segment.examples) for segment in batch.segments) == 1
-            assert alone or batch.ids.numel() + batch.outputs.numel() <= budget
+            read = len(batch.ids) + len(batch.outputs)
+            if not packed:
+                read = batch.rectangle()[0].numel() + batch.output_bounds.mask().numel()
+            assert alone or read <= budget

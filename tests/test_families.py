@@ -22,7 +22,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 import microworld
-from prefinetune.batch import Drawn, make_batch
+from prefinetune.batch import Drawn, Layout, make_batch
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Example, Regression, Segment, Span
 from prefinetune.families.span import MAX_ANSWER_TOKENS, answer_tokens
 from prefinetune.objective import scaled
@@ -317,9 +317,8 @@ def test_the_predicted_span_is_the_best_of_all_spans_of_all_windows(short_tokeni
     found = []
     for example, _, _ in long_examples(40):
         (encoded,) = SPAN.encode([example], short_tokenizer, for_training=False)
-        batch = make_batch([Drawn(encoded, "t", SPAN, 1.0)], 1, False)
-        (segment,) = batch.segments
-        output = torch.full((*batch.ids.shape, 2), -torch.inf)
+        (segment,) = make_batch([Drawn(encoded, "t", SPAN, 1.0)], Layout(pad_id=1)).segments
+        output = torch.full((len(segment.rows), int(segment.lengths.max()), 2), -torch.inf)
         for row, ids in enumerate(encoded.sequences):
             output[row, : len(ids)] = torch.tensor(generator.normal(0, 2, (len(ids), 2)), dtype=torch.float32)
         best, nothing = (-np.inf, ""), np.inf
@@ -340,7 +339,7 @@ def test_the_predicted_span_is_the_best_of_all_spans_of_all_windows(short_tokeni
 def test_a_span_that_points_at_the_first_token_more_than_anywhere_else_is_no_answer(short_tokenizer):
     example, _, _ = next(long_examples(1))
     (encoded,) = SPAN.encode([example], short_tokenizer, for_training=False)
-    (segment,) = make_batch([Drawn(encoded, "t", SPAN, 1.0)], 1, False).segments
+    (segment,) = make_batch([Drawn(encoded, "t", SPAN, 1.0)], Layout(pad_id=1)).segments
     output = torch.zeros(len(encoded.sequences), 32, 2)
     output[:, 0] = 5
     assert SPAN.predict(output, segment) == [""]

@@ -144,7 +144,7 @@ def test_every_row_is_learned_from_or_scored_and_costs_a_finite_loss(tiny_model,
             expected[task.name] = scored[one.roles[0]]
         model = MultiTask(load_backbone(str(folder)), {task.name: opened(task.name).family for task in tasks}).eval()
         with torch.no_grad():
-            for batch in micro_batches(drawn, 8192, tokenizer.pad_id, tokenizer.token_types, generates):
+            for batch in micro_batches(drawn, 8192, model.layout(tokenizer)):
                 for segment, output, _ in model(batch):
                     family = segment.family
                     losses[segment.task] += scaled(family.loss(output, segment), family.outcomes(output, segment)).tolist()

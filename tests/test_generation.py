@@ -16,7 +16,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import log_softmax
 
 import microworld
-from prefinetune.batch import Drawn, make_batch
+from prefinetune.batch import Drawn, Layout, make_batch
 from prefinetune.errors import FieldError, InputError
 from prefinetune.evaluate import predict
 from prefinetune.export import assemble
@@ -124,7 +124,7 @@ def segment_of(outputs):
         Drawn(Encoded([np.array([0, 5, EOS])], [3], np.zeros(0, np.int64), output=np.array(ids)), "t", SUMMARY, 1.0)
         for ids in outputs
     ]
-    (segment,) = make_batch(drawn, 1, False, True).segments
+    (segment,) = make_batch(drawn, Layout(pad_id=1, decodes=True)).segments
     return segment
 
 
@@ -152,11 +152,12 @@ def model(tiny_bart):
     return MultiTask(load_backbone(str(tiny_bart)), {"summary": SUMMARY}).eval()
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @torch.no_grad()
-def test_an_examples_loss_is_that_of_plain_transformers_on_it_alone_whatever_is_beside_it(model, tokenizer, tiny_bart):
+def test_an_examples_loss_is_that_of_plain_transformers_on_it_alone_whatever_is_beside_it(model, tokenizer, tiny_bart, packed):
     plain = transformers.BartForConditionalGeneration.from_pretrained(tiny_bart).eval()
     examples = encoded(SUMMARY, made_rows(8), tokenizer)
-    batch = make_batch([Drawn(one, "summary", SUMMARY, 1.0) for one in examples], tokenizer.pad_id, False, True)
+    batch = make_batch([Drawn(one, "summary", SUMMARY, 1.0) for one in examples], microworld.layout(model, packed))
     ((segment, output, _),) = model(batch)
     losses = Generation("text", "target", label_smoothing=0.0).loss(output, segment)
     for one, loss in zip(examples, losses, strict=True):
@@ -165,11 +166,12 @@ def test_an_examples_loss_is_that_of_plain_transformers_on_it_alone_whatever_is_
     assert len({len(one.output) for one in examples}) > 3
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @torch.no_grad()
-def test_the_vocabulary_is_computed_for_real_target_tokens_only(model, tokenizer):
+def test_the_vocabulary_is_computed_for_real_target_tokens_only(model, tokenizer, packed):
     examples, seen = encoded(SUMMARY, made_rows(8), tokenizer), []
     hook = model.head("summary").model.lm_head.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
-    list(model(make_batch([Drawn(one, "summary", SUMMARY, 1.0) for one in examples], tokenizer.pad_id, False, True)))
+    list(model(make_batch([Drawn(one, "summary", SUMMARY, 1.0) for one in examples], microworld.layout(model, packed))))
     hook.remove()
     assert seen == [(1, sum(len(one.output) for one in examples), 32)]
 

@@ -206,7 +206,7 @@ class Trained(NamedTuple):
     model: MultiTask
     tokenizer: Tokenizer
     opened: dict[str, OpenTask]  # by the tasks' short names
-    outputs: dict[str, tuple[Segment, torch.Tensor]]  # three training examples of each task, all in one batch
+    outputs: dict[str, list[tuple[Segment, torch.Tensor]]]  # three training examples of each task, all in one batch per layout
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +234,12 @@ def trained(tmp_path_factory):
             store, generator = build_store(one, "train", tokenizer, stores), np.random.default_rng(0)
             examples = [one.family.draw(store[at], tokenizer, generator) for at in range(3)]
             drawn += [Drawn(example, one.task.name, one.family, 1.0) for example in examples]
-        batch = make_batch(drawn, tokenizer.pad_id, tokenizer.token_types, tokenizer.decoder is not None)
-        with torch.no_grad():
-            outputs = {name: (segment, output) for name, (segment, output, _) in zip(opened, model(batch), strict=True)}
+        outputs: dict[str, list[tuple[Segment, torch.Tensor]]] = {name: [] for name in opened}
+        own = model.layout(tokenizer)
+        for layout in dict.fromkeys((own, own._replace(packed=False))):
+            with torch.no_grad():
+                for name, (segment, output, _) in zip(opened, model(make_batch(drawn, layout)), strict=True):
+                    outputs[name].append((segment, output))
         return Trained(start, run, model, tokenizer, opened, outputs)
 
     return learn
@@ -322,7 +325,7 @@ def plain(trained, tmp_path_factory):
     folder, jobs = tmp_path_factory.mktemp("plain"), []
     for (architecture, name), auto_model in MATRIX.items():
         one, place = trained(architecture), folder / architecture / name
-        opened, (segment, _) = one.opened[name], one.outputs[name]
+        opened, (segment, _) = one.opened[name], one.outputs[name][0]
         save_task_model(one.model, opened.task.name, one.tokenizer, place)
         texts = list(opened.split("validation").rows["text"]) if name == "retelling" else []
         jobs.append([str(place), auto_model, inputs_of(segment, one.tokenizer, auto_model), texts])
@@ -334,14 +337,21 @@ def plain(trained, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("architecture", "name"), MATRIX)
-def test_logits_in_a_padded_batch_of_all_families_are_those_of_plain_transformers_on_each_sequence_alone(
+def test_logits_in_a_batch_of_all_families_are_those_of_plain_transformers_on_each_sequence_alone(
     architecture, name, trained, plain
 ):
-    segment, output = trained(architecture).outputs[name]
-    assert output[output.isfinite()].std() > 1e-3  # they are not equal for being all the same
+    """Padded, and as a stream where the architecture reads streams."""
+    layouts = trained(architecture).outputs[name]
+    assert len(layouts) == 1 + (architecture in ("roberta", "bert", "electra", "xlm-roberta", "bart"))
+    for segment, output in layouts:
+        assert output[output.isfinite()].std() > 1e-3  # they are not equal for being all the same
+        assert_plain(segment, output, lambda sequence: plain[f"{architecture}/{name} {sequence}"])
+
+
+def assert_plain(segment, output, alone_at):
     sequence = 0
     for at, example in enumerate(segment.examples):
-        alone = [plain[f"{architecture}/{name} {sequence + option}"] for option in range(len(example.sequences))]
+        alone = [alone_at(sequence + option) for option in range(len(example.sequences))]
         sequence += len(alone)
         match segment.family.kind:
             case "classification" | "multi-label":
@@ -376,7 +386,7 @@ def test_tagging_alone_moves_t5s_encoder_and_leaves_its_decoder_as_it_was(tmp_pa
     run = train(Suite("tags", (TASKS["tags"],)), start, tmp_path / "run", config=config, cache=tmp_path / "stores")
     updates = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < update["divergence"] < math.inf for update in updates)
-    segment, _ = trained("t5").outputs["tags"]
+    ((segment, _),) = trained("t5").outputs["tags"]
     assert [len(example.output) for example in segment.examples] == [0, 0, 0]  # nor has the decoder anything to read
     before, after = (transformers.AutoModel.from_pretrained(folder).state_dict() for folder in (start, run.model))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}

@@ -138,7 +138,8 @@ def formula(kind, output, target, length):
     return -output[0].log_softmax(-1)[target[0]] / math.log(output.shape[1])  # [1, labels] or [1, options]
 
 
-def test_an_update_of_all_families_has_the_gradient_of_the_formulas_however_it_is_cut():
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_update_of_all_families_has_the_gradient_of_the_formulas_however_it_is_cut(packed):
     generator, model = np.random.default_rng(0), small_model(FAMILIES).double()
     sizes = (("reading", 4), ("topic", 3), ("words", 2), ("story", 4), ("likeness", 1), ("reading", 2), ("topic", 5))
     sub_batches = [(task, [random_example(generator, task, source) for source in range(size)]) for task, size in sizes]
@@ -146,7 +147,8 @@ def test_an_update_of_all_families_has_the_gradient_of_the_formulas_however_it_i
     for task, examples in sub_batches:
         family, each = FAMILIES[task], []
         for example in examples:
-            ((_, output, _),) = model(make_batch([Drawn(example, task, family, 0.0)], 1, False))  # alone, so without padding
+            alone = make_batch([Drawn(example, task, family, 0.0)], microworld.layout(model, packed=False))  # so without padding
+            ((_, output, _),) = model(alone)
             each.append(formula(family.kind, output.double(), torch.tensor(example.target), len(example.sequences[0])))
         means.append(torch.stack(each).mean())
     loss = torch.stack(means).mean()
@@ -162,7 +164,7 @@ def test_an_update_of_all_families_has_the_gradient_of_the_formulas_however_it_i
     ]
     numbers = set()
     for budget in (1, 100, 300, 100_000):
-        batches = micro_batches(drawn, budget, 1, False)
+        batches = micro_batches(drawn, budget, microworld.layout(model, packed))
         numbers.add(len(batches))
         report = update(model, torch.optim.SGD(model.parameters(), lr=0.0), batches, 0.0, Accelerator())
         assert report.loss == pytest.approx(loss.item(), rel=1e-6)
@@ -250,7 +252,7 @@ def test_the_gradient_is_shortened_to_the_clip_and_never_lengthened(clip, tasks,
     def gradient(clip):
         model = small_model({task.name: task.family for task in tasks})
         drawn = [Drawn(task.store[i], task.name, task.family, 1 / 12) for task in tasks for i in range(4)]
-        batches = micro_batches(drawn, 256, tokenizer.pad_id, False)
+        batches = micro_batches(drawn, 256, model.layout(tokenizer))
         report = update(model, torch.optim.SGD(model.parameters(), lr=0.0), batches, clip, Accelerator())
         found = [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
         return torch.cat(found).numpy(), report.grad_norm

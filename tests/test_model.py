@@ -8,6 +8,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
+import microworld
 from prefinetune.batch import Drawn, make_batch, micro_batches
 from prefinetune.config import OptimizerSettings, make_config
 from prefinetune.errors import InputError
@@ -17,6 +18,7 @@ from prefinetune.mixture import Mixture
 from prefinetune.model import Backbone, MultiTask, load_backbone
 from prefinetune.sources import open_task
 from prefinetune.store import build_store
+from prefinetune.stream import reads_streams
 from prefinetune.tokenizer import load_tokenizer
 from prefinetune.train import TaskData, draw, fit, make_optimizer, schedule, update
 
@@ -79,13 +81,16 @@ def plain_logits(whole, ids, first, token_types):
     return whole(**inputs)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "packed"), [(name, packed) for name in CONFIGS for packed in (False, True)[: 1 + reads_streams(CONFIGS[name])]]
+)
 @torch.no_grad()
-def test_heads_on_a_padded_mixed_batch_equal_plain_transformers_on_each_sequence_alone(name):
+def test_heads_on_a_mixed_batch_equal_plain_transformers_on_each_sequence_alone(name, packed):
     torch.manual_seed(0)
     model = MultiTask(Backbone(transformers.AutoModel.from_config(CONFIGS[name])), FAMILIES).eval()
     token_types = name in ("bert", "electra", "albert")
-    batch = make_batch(list(random_examples(np.random.default_rng(0))), PAD, token_types)
+    layout = microworld.layout(model, packed, token_types)
+    batch = make_batch(list(random_examples(np.random.default_rng(0))), layout)
     close = {"rtol": 1e-5, "atol": 1e-5}
     for segment, output, _ in model(batch):
         whole = assemble(model, segment.task)
@@ -162,11 +167,11 @@ def mixture_of(tasks, sub_batches=12):
     return Mixture(sizes, sizes, sub_batches, sub_batch_size=5, updates=100)
 
 
-def step(model, data, number=0, budget=512, clip=0.0, optimizer=None, tasks=None):
+def step(model, data, number=0, budget=512, clip=0.0, optimizer=None, tasks=None, packed=True):
     """One update of the small suite, by SGD that does not move unless an optimizer is given."""
     tokenizer, every = data
     drawn = draw(mixture_of(tasks or every), number, tasks or every, tokenizer)
-    batches = micro_batches(drawn, budget, tokenizer.pad_id, tokenizer.token_types)
+    batches = micro_batches(drawn, budget, microworld.layout(model, packed))
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.0)
     return update(model, optimizer, batches, clip, Accelerator())
 
@@ -198,7 +203,7 @@ def naive_gradients(model, data, number=0):
             Drawn(task.family.draw(task.store[int(index)], tokenizer, generator), task.name, task.family, 0.0)
             for index in sub_batch.examples
         ]
-        ((segment, output, _),) = model(make_batch(drawn, tokenizer.pad_id, tokenizer.token_types))
+        ((segment, output, _),) = model(make_batch(drawn, microworld.layout(model, packed=False)))
         each = []
         for at, example in enumerate(segment.examples):
             target = torch.tensor(example.target)
@@ -224,23 +229,29 @@ def naive_gradients(model, data, number=0):
     return loss.item(), gradients(model)
 
 
-def test_an_updates_gradient_is_the_mean_over_its_sub_batches_of_their_mean_scaled_losses(model, data):
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_updates_gradient_is_the_mean_over_its_sub_batches_of_their_mean_scaled_losses(model, data, packed):
     loss, expected = naive_gradients(model, data)
-    report = step(model, data)
+    report = step(model, data, packed=packed)
     assert_near(gradients(model), expected)
     assert report.loss == pytest.approx(loss, rel=1e-5)
     assert report.grad_norm == pytest.approx(norm_of(expected), rel=1e-5)
     assert len(report.loss_by_task) >= 2
 
 
-def test_the_gradient_does_not_depend_on_how_the_update_is_cut_into_micro_batches(model, data):
-    step(model, data, budget=100_000)
-    expected = gradients(model)
-    padded = set()
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_gradient_does_not_depend_on_how_the_update_is_cut_into_micro_batches(model, data, packed):
+    passes = []
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    step(model, data, budget=100_000, packed=packed)
+    expected, before = gradients(model), len(passes)
+    numbers = {before}
     for budget in (1, 60, 300, 1000):
-        padded.add(step(model, data, budget=budget).padded)
+        passes.clear()
+        step(model, data, budget=budget, packed=packed)
         assert_near(gradients(model), expected)
-    assert len(padded) > 1  # they were cut differently
+        numbers.add(len(passes))
+    assert len(numbers) > 3  # they were cut differently
 
 
 def test_clipping_happens_once_to_the_gradient_of_the_whole_update(model, data):
@@ -273,7 +284,7 @@ def test_an_update_with_a_loss_that_is_not_finite_moves_nothing_and_names_the_ro
     drawn[0].example.target[:] = np.nan
     drawn += [Drawn(tasks[0].store[0], tasks[0].name, tasks[0].family, 0.5)]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    batches = micro_batches(drawn, 512, tokenizer.pad_id, tokenizer.token_types)
+    batches = micro_batches(drawn, 512, model.layout(tokenizer))
     report = update(model, make_optimizer(model, OptimizerSettings()), batches, 1.0, Accelerator())
     assert report.skipped
     assert report.bad == [(drawn[0].task, drawn[0].example.source)]

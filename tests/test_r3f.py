@@ -21,7 +21,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from torch.nn.utils import parametrize
 
 import microworld
-from prefinetune.batch import Drawn, make_batch, micro_batches
+from prefinetune.batch import Drawn, Layout, make_batch, micro_batches
 from prefinetune.checkpoint import checkpoints, load_checkpoint
 from prefinetune.config import ObjectiveSettings, make_config
 from prefinetune.encoder_decoder import EncoderDecoder
@@ -97,13 +97,17 @@ def make_drawn(name, noised=True, count=3, tasks=None):
     ]
 
 
-def batch_of(drawn, name):
-    return make_batch(drawn, PAD, False, name == "bart")
+def layout(name, packed=True):
+    return Layout(PAD, decodes=name == "bart", packed=packed, sentence_id=2 if name == "bart" else None)
 
 
-def step(model, name, drawn, objective, budget=None):
+def batch_of(drawn, name, packed=True):
+    return make_batch(drawn, layout(name, packed))
+
+
+def step(model, name, drawn, objective, budget=None, packed=True):
     """An update that moves nothing, in one batch unless there is a budget: its report and the gradients."""
-    batches = micro_batches(drawn, budget, PAD, False, name == "bart") if budget else [batch_of(drawn, name)]
+    batches = micro_batches(drawn, budget, layout(name, packed)) if budget else [batch_of(drawn, name, packed)]
     report = update(model, torch.optim.SGD(model.parameters(), lr=0.0), batches, 0.0, Accelerator(), objective)
     return report, gradients(model)
 
@@ -171,7 +175,7 @@ def noised_pair(shape, seed=0):
 def divergence(task, first, second, drawn=None, decodes=False):
     """What a family says of two outputs."""
     examples = drawn or make_drawn("bart" if decodes else "roberta", tasks=(task,), count=len(first))
-    (segment,) = make_batch(examples, PAD, False, decodes).segments
+    (segment,) = make_batch(examples, Layout(PAD, decodes=decodes)).segments
     first, second = (torch.tensor(one, dtype=torch.float32) for one in (first, second))
     return FAMILIES[task].divergence(first, second, segment).numpy()
 
@@ -230,12 +234,13 @@ def test_the_divergence_of_regression_is_that_of_two_normals_of_which_the_loss_i
 # ---- off, it is not there
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["roberta", "bart"])
-def test_without_weight_an_update_is_the_plain_one_to_the_bit(name):
+def test_without_weight_an_update_is_the_plain_one_to_the_bit(name, packed):
     model, off = make_model(name), ObjectiveSettings(r3f=0, noise=0.5, r3f_share=0.3)
     flags = draw_noised(len(make_drawn(name)), off, np.random.default_rng(0))
-    plain, expected = step(model, name, make_drawn(name, False), PLAIN)
-    report, found = step(model, name, make_drawn(name, flags), off)
+    plain, expected = step(model, name, make_drawn(name, False), PLAIN, packed=packed)
+    report, found = step(model, name, make_drawn(name, flags), off, packed=packed)
     assert not flags.any()
     assert report.divergence is plain.divergence is None
     assert report.loss == plain.loss
@@ -273,11 +278,12 @@ def test_a_negative_weight_is_refused():
 # ---- on, its gradient is that of the definition
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["roberta", "bart"])
-def test_without_noise_and_dropout_nothing_diverges_and_the_gradient_is_the_plain_one(name):
+def test_without_noise_and_dropout_nothing_diverges_and_the_gradient_is_the_plain_one(name, packed):
     model = make_model(name)
-    plain, expected = step(model, name, make_drawn(name, False), PLAIN)
-    report, found = step(model, name, make_drawn(name), NO_NOISE)
+    plain, expected = step(model, name, make_drawn(name, False), PLAIN, packed=packed)
+    report, found = step(model, name, make_drawn(name), NO_NOISE, packed=packed)
     assert report.divergence == pytest.approx(0, abs=1e-10)
     assert report.loss == pytest.approx(plain.loss, rel=1e-6)
     assert distance(found, expected) < 1e-5
@@ -303,13 +309,16 @@ def definition(model, drawn, noise, weight, held):
     return loss.item(), divergence.item(), gradients(model)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("held", [None, "clean", "noised"])
-def test_the_gradient_is_that_of_the_definition_and_flows_through_both_passes(held):
+def test_the_gradient_is_that_of_the_definition_and_flows_through_both_passes(held, packed):
     model, drawn = make_model("roberta").double(), make_drawn("roberta", tasks=("topic",), count=6)
     torch.manual_seed(3)
-    report, found = step(model, "roberta", drawn, ObjectiveSettings(r3f=2, noise=0.4))
+    report, found = step(model, "roberta", drawn, ObjectiveSettings(r3f=2, noise=0.4), packed=packed)
     torch.manual_seed(3)
-    noise = torch.empty(6, max(one.example.length for one in drawn), 16).uniform_(-0.4, 0.4)
+    lengths = [one.example.length for one in drawn]
+    noise = torch.empty((sum(lengths), 16) if packed else (6, max(lengths), 16)).uniform_(-0.4, 0.4)
+    noise = noise.split(lengths) if packed else noise
     loss, divergence, expected = definition(model, drawn, noise, 2, held)
     assert report.loss == pytest.approx(loss, rel=1e-5)
     assert report.divergence == pytest.approx(divergence, rel=1e-5)
@@ -317,9 +326,8 @@ def test_the_gradient_is_that_of_the_definition_and_flows_through_both_passes(he
 
 
 def steady_noise(embeddings, settings):
-    """Noise that depends on the place and the feature only."""
-    _, length, width = embeddings.shape
-    return (0.3 * torch.sin(torch.arange(length)[:, None] + 2.0 * torch.arange(width))).expand(embeddings.shape)
+    """Noise that depends on the token and the feature only."""
+    return 0.3 * torch.sin(40 * embeddings.detach() + 2.0 * torch.arange(embeddings.shape[-1]))
 
 
 @pytest.fixture
@@ -328,32 +336,34 @@ def steady(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["roberta", "bart"])
-def test_where_each_example_has_its_noise_the_gradient_does_not_depend_on_the_cut(name, steady):
-    """Drawn noise goes from row to row of a micro-batch, so another cut draws other noise of the same distribution."""
+def test_where_each_token_has_its_noise_the_gradient_does_not_depend_on_the_layout_and_the_cut(name, steady):
+    """Drawn noise goes from token to token of a micro-batch, so another cut draws other noise of the same distribution."""
     model, objective = make_model(name), ObjectiveSettings(r3f=1)
     flags = np.arange(len(make_drawn(name))) % 3 > 0
     report, expected = step(model, name, make_drawn(name, flags), objective)
     assert report.divergence > 0.01
-    numbers = set()
-    for budget in (1, 150, 600):
-        again, found = step(model, name, make_drawn(name, flags), objective, budget)
-        assert distance(found, expected) < 1e-5
-        assert again.divergence == pytest.approx(report.divergence, rel=1e-4)
-        numbers.add(again.padded)
-    assert len(numbers) == 3
+    for packed in (False, True):
+        numbers = set()
+        for budget in (1, 120, 400, 10_000):
+            again, found = step(model, name, make_drawn(name, flags), objective, budget, packed)
+            assert distance(found, expected) < 1e-5
+            assert again.divergence == pytest.approx(report.divergence, rel=1e-4)
+            numbers.add(len(micro_batches(make_drawn(name, flags), budget, layout(name, packed))))
+        assert len(numbers) == 4
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["roberta", "bart"])
-def test_clean_and_noised_rows_share_one_forward_pass(name):
+def test_clean_and_noised_rows_share_one_forward_pass(name, packed):
     model, calls = make_model(name), []
     trunk = model.backbone.trunk
-    parts = {"roberta": [trunk], "bart": [trunk.get_encoder(), trunk.get_decoder()]}[name]
-    for part in parts:
-        part.register_forward_hook(lambda *_: calls.append(1))
-    batches = micro_batches(make_drawn(name), 400, PAD, False, name == "bart")
+    norms = [part.layernorm_embedding for part in (trunk.get_encoder(), trunk.get_decoder())] if name == "bart" else []
+    for norm in norms or [trunk.embeddings.LayerNorm]:
+        norm.register_forward_hook(lambda *_: calls.append(1))
+    batches = micro_batches(make_drawn(name), 400, layout(name, packed))
     update(model, torch.optim.SGD(model.parameters(), lr=0.0), batches, 0.0, Accelerator(), NO_NOISE)
     assert len(batches) > 1
-    assert len(calls) == len(batches) * len(parts)
+    assert len(calls) == len(batches) * (len(norms) or 1)
 
 
 # ---- the noise
@@ -383,46 +393,54 @@ def copies_of(batch):
 
 
 def what_enters(norm, model, batch, noise):
-    """What a layer norm is given when the model reads a batch: embeddings with positions."""
+    """What a layer norm is given when the model reads a batch: embeddings with positions, [l, d] of each sequence."""
     seen = []
     hook = norm.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
     model.backbone(batch, noise)
     hook.remove()
     (entered,) = seen
-    return entered
+    return entered.split(batch.bounds.lengths.tolist()) if batch.layout.packed else list(entered)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("name", "scale_embedding", "factor"), [("roberta", False, 1), ("bart", False, 1), ("bart", True, 4)])
-def test_noise_is_added_to_what_is_looked_up_for_the_real_tokens_of_copies(name, scale_embedding, factor):
+def test_noise_is_added_to_what_is_looked_up_for_the_real_tokens_of_copies(name, scale_embedding, factor, packed):
     """Where embeddings are multiplied by the root of their size, 4, so is their noise."""
     model, noise = make_model(name, scale_embedding), partial(steady_noise, settings=None)
-    batch, trunk = batch_of(make_drawn(name), name), model.backbone.trunk
+    batch, trunk = batch_of(make_drawn(name), name, packed), model.backbone.trunk
     norm = trunk.embeddings.LayerNorm if name == "roberta" else trunk.get_encoder().layernorm_embedding
     entered, (rows, copies) = what_enters(norm, model, batch, noise), copies_of(batch)
-    added = factor * noise(entered[rows]) * batch.mask[rows][:, :, None]
-    torch.testing.assert_close(entered[copies] - entered[rows], added, rtol=1e-4, atol=1e-5)
+    sequences = batch.ids.split(batch.bounds.lengths.tolist())
+    for row, copy in zip(rows.tolist(), copies.tolist(), strict=True):
+        assert torch.equal(sequences[copy], sequences[row])
+        added = torch.zeros_like(entered[row])
+        added[: len(sequences[row])] = factor * noise(trunk.get_input_embeddings()(sequences[row]))
+        torch.testing.assert_close(entered[copy] - entered[row], added, rtol=1e-4, atol=1e-5)
 
 
-def test_what_the_decoder_reads_is_not_noised():
-    model, batch = make_model("bart"), batch_of(make_drawn("bart"), "bart")
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_the_decoder_reads_is_not_noised(packed):
+    model, batch = make_model("bart"), batch_of(make_drawn("bart", tasks=("topic", "story", "reading")), "bart", packed)
     norm, (rows, copies) = model.backbone.trunk.get_decoder().layernorm_embedding, copies_of(batch)
     entered = what_enters(norm, model, batch, partial(steady_noise, settings=None))
-    assert torch.equal(entered[copies], entered[rows])
+    assert all(torch.equal(entered[copy], entered[row]) for row, copy in zip(rows.tolist(), copies.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["roberta", "bart"])
 @torch.no_grad()
-def test_clean_rows_are_read_as_if_there_were_no_copies(name):
+def test_clean_rows_are_read_as_if_there_were_no_copies(name, packed):
     model = make_model(name)
     flags = np.arange(len(make_drawn(name))) % 3 > 0
-    alone = {(segment.task, one.source): row for segment, row, one in outputs_of(model, name, False)}
-    for segment, row, one in outputs_of(model, name, flags):
+    alone = {(segment.task, one.source): row for segment, row, one in outputs_of(model, name, False, packed)}
+    for segment, row, one in outputs_of(model, name, flags, packed):
         torch.testing.assert_close(row, alone[segment.task, one.source], rtol=1e-4, atol=1e-5)
 
 
-def outputs_of(model, name, flags):
+def outputs_of(model, name, flags, packed):
     """(segment, clean output, example) of each example in one batch."""
-    for segment, output, _ in model(batch_of(make_drawn(name, flags), name), lambda embeddings: torch.full_like(embeddings, 9)):
+    batch = batch_of(make_drawn(name, flags), name, packed)
+    for segment, output, _ in model(batch, lambda embeddings: torch.full_like(embeddings, 9)):
         for at, example in enumerate(segment.examples):
             mine = segment.targets[0] == at if segment.family.head_kind == "language" else at
             yield segment, output[mine][output[mine].isfinite()], example
@@ -546,7 +564,7 @@ def normalized(request, tiny_model, tiny_bart):
 def trained(model, name, updates=3):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(updates):
-        batches = micro_batches(make_drawn(name, False), 1000, PAD, False, name == "bart")
+        batches = micro_batches(make_drawn(name, False), 1000, layout(name))
         update(model, optimizer, batches, 1.0, Accelerator())
     return model
 

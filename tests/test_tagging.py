@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import microworld
-from prefinetune.batch import Drawn, make_batch
+from prefinetune.batch import Drawn, Layout, make_batch
 from prefinetune.errors import FieldError, InputError
 from prefinetune.evaluate import predict, readable
 from prefinetune.export import assemble
@@ -31,6 +31,7 @@ from prefinetune.model import ENCODERS, Backbone, MultiTask, load_backbone
 from prefinetune.objective import scaled
 from prefinetune.sources import Rows, open_task
 from prefinetune.store import build_store, encode_split
+from prefinetune.stream import reads_streams
 from prefinetune.task import Task, build
 from prefinetune.tokenizer import Tokenizer, load_tokenizer
 
@@ -246,10 +247,10 @@ def test_evaluation_keeps_every_word_and_gets_a_tag_for_each(word_tokenizer):
     """What comes out of windows, each token saying which tag it is for, is the tags of the words."""
     rows = [*long_rows(), one_row(["", "the", " "], [1, 2, 3])]
     examples = FAMILY.encode([FAMILY.example(row) for row in rows], word_tokenizer, for_training=False)
-    batch = make_batch([Drawn(one, "t", FAMILY, 1.0) for one in examples], 1, False)
+    batch = make_batch([Drawn(one, "t", FAMILY, 1.0) for one in examples], Layout(pad_id=1))
     (segment,) = batch.segments
     owner, row, place, tag = segment.targets
-    tokens = batch.ids[segment.rows[row], place]
+    tokens = batch.ids[batch.bounds.starts[segment.rows[row]] + place]
     words = [(at, word) for at, one in enumerate(rows) for word in one["tokens"] if word.strip()]
     assert owner.tolist() == [at for at, _ in words]
     assert word_tokenizer.tokenizer.convert_ids_to_tokens(tokens) == [word for _, word in words]
@@ -257,12 +258,12 @@ def test_evaluation_keeps_every_word_and_gets_a_tag_for_each(word_tokenizer):
     found = FAMILY.predict(output, segment)
     assert found[:-1] == [[LABELS[tag] for tag in one["tags"]] for one in rows[:-1]]
     assert found[-1] == ["O", "I-PER", "O"]  # what the tokenizer drops has no tag, and counts
-    assert len(batch.ids) > len(rows)
+    assert len(segment.rows) > len(rows)
 
 
 def test_where_there_is_no_outside_tag_a_dropped_word_gets_the_first(word_tokenizer):
     (one,) = KINDS.encode([KINDS.example(one_row(["the", ""], ["VERB", "VERB"]))], word_tokenizer, for_training=False)
-    (segment,) = make_batch([Drawn(one, "t", KINDS, 1.0)], 1, False).segments
+    (segment,) = make_batch([Drawn(one, "t", KINDS, 1.0)], Layout(pad_id=1)).segments
     assert KINDS.predict(torch.tensor([[0.0, 1.0, 0.5]]), segment) == [["VERB", "NOUN"]]
 
 
@@ -434,8 +435,8 @@ def tagged(generator, count=4):
         yield Encoded(sequences, [len(ids) for ids in sequences], target.reshape(-1).astype(np.int32))
 
 
-def assert_heads_are_plain(model, examples, decodes=False):
-    batch = make_batch([Drawn(one, "t", FAMILY, 1.0) for one in examples], 1, False, decodes)
+def assert_heads_are_plain(model, examples, packed=False):
+    batch = make_batch([Drawn(one, "t", FAMILY, 1.0) for one in examples], microworld.layout(model, packed))
     ((segment, output, _),) = model(batch)
     whole, m = assemble(model, "t"), 0
     assert type(whole).__name__.endswith("ForTokenClassification")
@@ -450,13 +451,19 @@ def assert_heads_are_plain(model, examples, decodes=False):
     assert output.std() > 1e-3  # they are not equal for being all the same
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+def config_of(name):
+    return transformers.AutoConfig.for_model(name, **OTHER_SHAPES.get(name, SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"), [(name, packed) for name in ENCODERS for packed in (False, True)[: 1 + reads_streams(config_of(name))]]
+)
 @torch.no_grad()
-def test_the_head_on_chosen_words_of_a_padded_batch_is_plain_transformers_on_each_sequence_alone(name):
+def test_the_head_on_chosen_words_of_a_mixed_batch_is_plain_transformers_on_each_sequence_alone(name, packed):
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(name, **OTHER_SHAPES.get(name, SHAPE))
+    config = config_of(name)
     model = MultiTask(Backbone(transformers.AutoModel.from_config(config)), {"t": FAMILY}).eval()
-    assert_heads_are_plain(model, list(tagged(np.random.default_rng(0))))
+    assert_heads_are_plain(model, list(tagged(np.random.default_rng(0))), packed)
 
 
 T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
@@ -472,7 +479,7 @@ def test_t5s_head_reads_the_encoder_as_transformers_own_does(name, tmp_path):
     examples = list(tagged(np.random.default_rng(0)))
     for at, one in enumerate(examples):  # what the decoder reads, if anything, does not matter
         one.output = np.arange(5, 5 + 2 * at, dtype=np.int32)
-    assert_heads_are_plain(model, examples, decodes=True)
+    assert_heads_are_plain(model, examples)
     assemble(model, "t").save_pretrained(tmp_path / "tagger")
     with pytest.raises(InputError, match=f"is a {name} without its decoder"):
         load_backbone(str(tmp_path / "tagger"))

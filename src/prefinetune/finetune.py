@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,8 @@ class Prepared:
     opened: OpenTask
     tokenizer: Tokenizer
     store: Store
-    selection: list[Encoded]  # for early stopping, or to choose settings by
-    scored: list[Encoded]
+    selection: Sequence[Encoded]  # for early stopping, or to choose settings by
+    scored: Sequence[Encoded]
     split: str  # what the scored rows are
     accounts: list[Account]  # what became of the rows of each role
 
@@ -232,7 +232,9 @@ def choose(store: Store, family: Family, labels: int | float | None, seed: int) 
     return np.sort(order[turn[:count]])
 
 
-def held_out(opened: OpenTask, tokenizer: Tokenizer, most: int | None) -> tuple[list[Encoded], list[Encoded], str, list[Account]]:
+def held_out(
+    opened: OpenTask, tokenizer: Tokenizer, most: int | None
+) -> tuple[Sequence[Encoded], Sequence[Encoded], str, list[Account]]:
     """(examples for early stopping, examples to score, what the latter are, what became of the rows of each role)."""
     validation = encode_split(opened, "validation", tokenizer, most)
     if "test" in opened.roles:

@@ -337,7 +337,8 @@ def known_leaks(
 ) -> Leaks:
     """`find_leaks`, or what it found in the same rows before."""
     named = [[(one.task.name, role, one.digest(role)) for role in one.roles] for one in (*opened, *against)]
-    fields = [plain([*one.task.family.inputs(), *one.task.family.outputs()]) for one in (*opened, *against)]
+    families = [one.task.family for one in (*opened, *against)]
+    fields = [[family.kind, *plain([*family.inputs(), *family.outputs()])] for family in families]
     key = hashlib.blake2b(json.dumps([FORMAT, named, fields, len(opened), only_against]).encode(), digest_size=16).hexdigest()
     path = (cache or cache_folder()) / "leaks" / f"{key}.json"
     if path.exists():
@@ -379,7 +380,8 @@ def leave_out(
                 f"task {one.task.name!r}: every training row shows an evaluation row ({listing(leaks.drop[one.task.name])}); "
                 "take the task out of the suite, or train on these rows all the same with data.leaks=report"
             )
-    return [one.without("train", leaks.rows(one.task.name)) if one.task.name in leaks.counts else one for one in opened], leaks
+    counts = leaks.counts
+    return [one.without("train", leaks.rows(one.task.name)) if one.task.name in counts else one for one in opened], leaks
 
 
 def told(leaks: Leaks, left_out: bool | None) -> str:

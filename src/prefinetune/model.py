@@ -243,9 +243,7 @@ class Backbone(nn.Module):
         """The states of all sequences; `noise` goes on the token embeddings of those that are copies."""
         if batch.layout.packed:
             states = States.of_stream(stream.encode(self.trunk, batch, noise), batch.kept_bounds, batch.anchors)
-            pooler: Any = getattr(self.trunk, "pooler", None)
-            if pooler is not None:
-                states.pooled = pooler(states.hidden[states.sentences][:, None])
+            states.pooled = stream.pool(self.trunk, states.hidden[states.sentences])
             return states
         ids, mask, types = batch.rectangle()
         typed = {} if types is None else {"token_type_ids": types}

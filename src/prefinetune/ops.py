@@ -1,7 +1,8 @@
 """The operations a transformer layer is made of, on a stream: the tokens of many sequences end to end, without padding.
 
 Each has a plain PyTorch form, which defines what it computes, and on CPUs a compiled one (see `native`) that is used where it
-could be built and takes the inputs at hand.
+could be built and takes the inputs at hand. On GPUs attention is FlashAttention (Dao 2023, arXiv 2307.08691), which PyTorch
+brings, and the rest is left to `torch.compile`.
 
 Letters: n tokens of a stream, m tokens that it attends to, s sequences, h heads, e size of a head, d hidden size.
 """
@@ -55,7 +56,7 @@ class Bounds(NamedTuple):
     def spread(self, values: torch.Tensor, fill: float) -> torch.Tensor:
         """Values of tokens [n, ...] in a rectangle [s, longest, ...]."""
         padded = values.new_full((len(self.lengths), self.longest, *values.shape[1:]), fill)
-        padded[self.mask()] = values
+        padded[self.of_each_token(torch.arange(len(self.lengths), device=self.ends.device)), self.places()] = values
         return padded
 
     def to(self, device: torch.device | str) -> Bounds:
@@ -91,6 +92,9 @@ def attend(
     """
     if native.takes(query, key, value):
         return native.attend(query, key, value, queries.ends, keys.ends, scale, dropout, causal, window)
+    if precision := flash_precision(query):
+        query, key, value = (states.to(precision) for states in (query, key, value))
+        return attend_by_flash(query, key, value, queries, keys, scale=scale, dropout=dropout, causal=causal, window=window)
     return attend_in_groups(query, key, value, queries, keys, scale=scale, dropout=dropout, causal=causal, window=window)
 
 
@@ -119,6 +123,45 @@ def drop(hidden: torch.Tensor, dropout: float) -> torch.Tensor:
     if dropout and native.takes(hidden):
         return native.drop(hidden, dropout)
     return functional.dropout(hidden, dropout)
+
+
+# ---- attention on GPUs
+
+
+def flash_precision(query: torch.Tensor) -> torch.dtype | None:
+    """The half precision in which FlashAttention would take a query [n, h, e]; None where it does not."""
+    if query.device.type != "cuda" or not flash_works(query.device.index) or query.shape[-1] % 8 or query.shape[-1] > 128:
+        return None
+    precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    return precision if precision in (torch.float16, torch.bfloat16) else None
+
+
+@torch.compiler.assume_constant_result
+def flash_works(device: int) -> bool:
+    """Whether PyTorch was built with FlashAttention, and a GPU is of a kind that runs it (from Ampere on)."""
+    built = torch.version.cuda is not None and torch.backends.cuda.is_flash_attention_available()
+    return built and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def attend_by_flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    queries: Bounds,
+    keys: Bounds,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    causal: bool = False,
+    window: int | None = None,
+) -> torch.Tensor:
+    """`attend` by the operator behind `torch.nn.attention.varlen.varlen_attn`, which itself takes no dropout."""
+    left, right = (None, None) if window is None else (window, 0 if causal else window)
+    attended, *_ = torch.ops.aten._flash_attention_forward(
+        query, key, value, queries.ends, keys.ends, queries.longest, keys.longest, dropout, causal, False, scale=scale,
+        window_size_left=left, window_size_right=right,
+    )  # fmt: skip
+    return attended
 
 
 # ---- attention in plain PyTorch

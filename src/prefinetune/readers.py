@@ -23,8 +23,8 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,23 +59,39 @@ class Table:
     """The rows of a source, and those that could not be read.
 
     Attributes:
-        rows: those that could be read.
-        numbers: [len(rows)] their numbers in the source, ascending; None where all could be read.
+        load: gives those that could be read.
+        columns: their names.
+        readable: how many they are.
         faults: the others, by number.
         places: (number of its first row, file) of each file of the source.
         blank_lines: lines that hold nothing.
         key: a digest of what it was read from, where that is known.
     """
 
-    rows: Dataset
-    numbers: np.ndarray | None = None
+    load: Callable[[], Dataset]
+    columns: Sequence[str]
+    readable: int
     faults: Mapping[int, Fault] = field(default_factory=dict)
     places: Sequence[tuple[int, str]] = ()
     blank_lines: int = 0
     key: str | None = None
 
     def __len__(self) -> int:
-        return len(self.rows) + len(self.faults)
+        return self.readable + len(self.faults)
+
+    @cached_property
+    def rows(self) -> Dataset:
+        """Those that could be read. A run that finds its stores in the cache never asks, and need not import `datasets`."""
+        return self.load()
+
+    @cached_property
+    def numbers(self) -> np.ndarray | None:
+        """[readable] the numbers of these in the source, ascending; None where all could be read."""
+        return np.flatnonzero(without(len(self), np.fromiter(self.faults, np.int64))) if self.faults else None
+
+    def select(self, columns: Sequence[str]) -> Table:
+        """Only these columns of the same content."""
+        return replace(self, load=lambda: self.rows.select_columns(columns), columns=columns, key=self.digest)
 
     @cached_property
     def digest(self) -> str:
@@ -143,19 +159,28 @@ def read_file(path: Path, cache: Path | None = None, allowed: float = 1.0) -> Ta
 
 def open_table(folder: Path, path: Path) -> Table | None:
     """A table in the cache; None where there is none, or a damaged one."""
-    from datasets import Dataset
+    import pyarrow as pa
 
+    content = str(folder / "rows.arrow")
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        if (folder / "rows.arrow").stat().st_size != manifest["bytes"]:
-            return None
-        rows = Dataset.from_file(str(folder / "rows.arrow"))
-        faults = [Fault(str(path), **one) for one in read_records(folder / "faults.jsonl")]
+        with pa.memory_map(content) as file:
+            if file.size() != manifest["bytes"]:
+                return None
+            rows = pa.ipc.open_stream(file).read_all()
+        faults = {one["row"]: Fault(str(path), **one) for one in read_records(folder / "faults.jsonl")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if (len(rows), len(faults)) != (manifest["rows"], manifest["faults"]):
+    if (rows.num_rows, len(faults)) != (manifest["rows"], manifest["faults"]):
         return None
-    return make_table(rows, faults, str(path), manifest["blank_lines"], folder.name)
+    load, places = partial(read_arrow, content), ((0, str(path)),)
+    return Table(load, rows.column_names, rows.num_rows, faults, places, manifest["blank_lines"], folder.name)
+
+
+def read_arrow(path: str) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_file(path)
 
 
 def write_table(folder: Path, path: Path, allowed: float) -> None:
@@ -691,11 +716,9 @@ def collect(rows: Iterable[Any], place: str) -> Table:
     return make_table(Dataset(table), found.faults, place)
 
 
-def make_table(rows: Dataset, faults: Sequence[Fault], place: str, blank_lines: int = 0, key: str | None = None) -> Table:
-    """The table of one file, or of rows in memory."""
-    known = {fault.row: fault for fault in faults}
-    numbers = np.flatnonzero(without(len(rows) + len(known), np.fromiter(known, np.int64))) if known else None
-    return Table(rows, numbers, known, ((0, place),), blank_lines, key)
+def make_table(rows: Dataset, faults: Sequence[Fault], place: str) -> Table:
+    """Rows that are there already, as a table."""
+    return Table(lambda: rows, rows.column_names, len(rows), {fault.row: fault for fault in faults}, ((0, place),))
 
 
 def without(count: int, numbers: np.ndarray) -> np.ndarray:
@@ -722,8 +745,7 @@ def join(tables: Sequence[Table], place: str) -> Table:
     except Exception as error:  # of many kinds
         raise InputError(f"{place}: the files do not go together: {str(error).splitlines()[0][:300]}") from error
     faults = {start + row: fault for start, table in placed for row, fault in table.faults.items()}
-    numbers = [start + (np.arange(len(table)) if table.numbers is None else table.numbers) for start, table in placed]
     places = [(start, table.places[0][1]) for start, table in placed]
     blank_lines = sum(table.blank_lines for table in tables)
     key = hashlib.blake2b("".join(table.digest for table in tables).encode(), digest_size=16).hexdigest()
-    return Table(rows, np.concatenate(numbers) if faults else None, faults, places, blank_lines, key)
+    return Table(lambda: rows, rows.column_names, len(rows), faults, places, blank_lines, key)

@@ -246,7 +246,7 @@ class Split:
     @cached_property
     def rows(self) -> Dataset:
         """Those that could be read."""
-        return self.table.rows if len(self) == len(self.table.rows) else self.table.rows.select(self.positions)
+        return self.table.rows if len(self) == self.table.readable else self.table.rows.select(self.positions)
 
     @cached_property
     def positions(self) -> np.ndarray:
@@ -275,6 +275,11 @@ class Split:
     def drop(self, numbers: np.ndarray, rule: str) -> Split:
         """All but these rows, which are counted under a rule."""
         return self.keep(self.kept[without(len(self.table), numbers)[self.kept]], rule) if len(numbers) else self
+
+    def sample(self, most: int, key: int) -> np.ndarray:
+        """Numbers of at most so many rows, chosen at random, ascending."""
+        size = len(self.kept)
+        return np.sort(self.kept[permute(np.arange(min(most, size)), size, key)])
 
     def take(self, indices: np.ndarray) -> Split:
         """Some of the rows that could be read, by index."""
@@ -365,27 +370,24 @@ class OpenTask:
         table = self._tables[name]
         if not len(table):
             raise InputError(f"{place}: there are no rows")
-        if not len(table.rows):
+        if not table.readable:
             raise InputError(f"{next(iter(table.faults.values()))}; none of {len(table):,} rows can be used")
-        there = table.rows.column_names
-        for column in self.task.family.columns():
+        there, columns = table.columns, self.task.family.columns()
+        for column in columns:
             if column not in there:
                 raise InputError(f"{place}: no column {column!r}{nearest(column, there)}; there are {listing(there)}")
         parts = [part for field in self.task.family.fields() for part in (field if isinstance(field, tuple) else (field,))]
         if not any(callable(part) for part in parts):  # a function may read any column
-            table = replace(table, rows=table.rows.select_columns(self.task.family.columns()), key=table.digest)
+            table = table.select(columns)
         split = Split(table, place, np.arange(len(table)))
         if role == "train" or role not in self.names:
             split = split.drop(overlapping_rows(self.data_root, self.task.slug), OVERLAP)
             if "validation" not in self.names:
-                order = split.kept[permute(np.arange(len(split.kept)), len(split.kept), 0)]
-                count = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(order))))
-                split = (
-                    Split(table, place, np.sort(order[:count])) if role == "validation" else split.keep(order[count:], HELD_OUT)
-                )
-            if role == "train" and self.max_rows is not None and len(split.kept) > self.max_rows:
-                order = split.kept[permute(np.arange(len(split.kept)), len(split.kept), 1)]
-                split = split.keep(order[: self.max_rows], BEYOND_MOST)
+                count = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(split.kept))))
+                held_out = split.sample(count, 0)
+                split = Split(table, place, held_out) if role == "validation" else split.drop(held_out, HELD_OUT)
+            if role == "train" and self.max_rows is not None:
+                split = split.keep(split.sample(self.max_rows, 1), BEYOND_MOST)
             if not len(split.kept):
                 raise InputError(f"{place}: too few rows to hold some out for validation; name a validation split")
         return split

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,7 +29,7 @@ from prefinetune.results import read_records
 from prefinetune.sources import OpenTask
 from prefinetune.tokenizer import Tokenizer
 
-FORMAT = 4  # of the files below; part of their digest
+FORMAT = 5  # of the files below; part of their digest
 CHUNK = 2000  # rows read, adapted and tokenized at a time
 
 
@@ -56,6 +56,8 @@ class Store:
         self.rows = mapped("rows")
         self.targets, self.target_ends = mapped("targets"), mapped("target_ends")
         self.outputs, self.output_ends = mapped("outputs"), mapped("output_ends")
+        self.offsets = mapped("offsets").reshape(-1, 2)
+        self.references, self.reference_ends = mapped("references"), mapped("reference_ends")
 
     def __len__(self) -> int:
         return int(self.manifest["examples"])
@@ -71,7 +73,12 @@ class Store:
             target=np.array(part(self.targets, self.target_ends, index)),
             source=int(self.rows[index]),
             output=part(self.outputs, self.output_ends, index) if len(self.output_ends) else None,
+            offsets=[self.offsets[starts[i] : starts[i + 1]] for i in range(last - first)] if len(self.offsets) else None,
+            reference=self._reference(index) if len(self.references) else None,
         )
+
+    def _reference(self, index: int) -> Any:
+        return as_tuples(json.loads(part(self.references, self.reference_ends, index).tobytes()))
 
     def all_targets(self) -> list[np.ndarray]:
         """The target of every example."""
@@ -111,8 +118,13 @@ def part(values: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:
     return values[int(ends[index - 1]) if index else 0 : int(ends[index])]
 
 
-def store_digest(opened: OpenTask, role: str, tokenizer: Tokenizer) -> str:
-    parts = [FORMAT, opened.digest(role), opened.family.identity(), tokenizer.digest]
+def as_tuples(value: Any) -> Any:
+    """What JSON read, as it was before it was written: references hold texts, numbers and tuples."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
+def store_digest(opened: OpenTask, role: str, tokenizer: Tokenizer, for_training: bool = True) -> str:
+    parts = [FORMAT, opened.digest(role), opened.family.identity(), tokenizer.digest, for_training]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
@@ -122,6 +134,7 @@ def build_store(
     tokenizer: Tokenizer,
     cache: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    for_training: bool = True,
 ) -> Store:
     """The store of one split, built if the cache does not hold it. Rows that cannot be used are set aside and named in its
     quarantine.jsonl.
@@ -129,19 +142,20 @@ def build_store(
     Args:
         cache: folder of stores; `cache_folder()` when None.
         progress: called with the number of rows done since the last call.
+        for_training: whether to leave out what only scoring needs.
 
     Raises:
         InputError: more rows cannot be used than the share `opened.bad_rows` (with file, number, field and value), none can, or
             all labels are the same.
     """
-    digest = store_digest(opened, role, tokenizer)
+    digest = store_digest(opened, role, tokenizer, for_training)
     folder = (cache or cache_folder()) / "stores" / f"{opened.task.slug}-{role}-{digest}"
     store = open_store(folder)
     if store is None:
         gc.freeze()  # millions of small objects follow: each full collection would else walk through all that torch has loaded
         try:
             with building(folder) as made:
-                manifest, account = write_store(made, opened, role, tokenizer, progress)
+                manifest, account = write_store(made, opened, role, tokenizer, progress, for_training)
                 write_records(made / QUARANTINE, account.records())
                 (made / "manifest.json").write_text(json.dumps({**manifest, "digest": digest}, indent=1))
         finally:
@@ -184,6 +198,28 @@ class Appender:
         self.checksums[name] = zlib.crc32(array.data, self.checksums[name])
         self.sizes[name] += array.size
 
+    def add_parts(self, name: str, ends: str, parts: Sequence[Any]) -> None:
+        """Several arrays end to end, and where each ends."""
+        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+        self.add(ends, self.sizes[name] + np.cumsum(lengths))
+        self.add(name, np.concatenate(parts))
+
+    def add_examples(self, encoded: Sequence[Encoded], rows: Sequence[int]) -> None:
+        """At least one, all with the same parts."""
+        sequences = [sequence for one in encoded for sequence in one.sequences]
+        self.add("example_ends", self.sizes["first"] + np.cumsum([len(one.sequences) for one in encoded]))
+        self.add("first", [first for one in encoded for first in one.first])
+        self.add_parts("tokens", "sequence_ends", sequences)
+        self.add("rows", rows)
+        self.add_parts("targets", "target_ends", [one.target for one in encoded])
+        if outputs := [one.output for one in encoded if one.output is not None]:
+            self.add_parts("outputs", "output_ends", outputs)
+        if offsets := [part for one in encoded for part in one.offsets or ()]:
+            self.add("offsets", np.concatenate(offsets))
+        if any(one.reference is not None for one in encoded):
+            texts = [json.dumps(one.reference).encode() for one in encoded]
+            self.add_parts("references", "reference_ends", [np.frombuffer(text, np.uint8) for text in texts])
+
     def __enter__(self) -> Appender:
         return self
 
@@ -207,50 +243,35 @@ def file_checksum(path: Path) -> int:
     return checksum
 
 
+def array_types(vocab_size: int, target_type: type) -> dict[str, Any]:
+    """The arrays of a store."""
+    width = np.uint16 if vocab_size < 2**16 else np.uint32
+    return {
+        "tokens": width, "first": np.uint32, "sequence_ends": np.int64, "example_ends": np.int64, "rows": np.int64,
+        "targets": target_type, "target_ends": np.int64, "outputs": width, "output_ends": np.int64, "offsets": np.int32,
+        "references": np.uint8, "reference_ends": np.int64,
+    }  # fmt: skip
+
+
 def write_store(
     folder: Path,
     opened: OpenTask,
     role: str,
     tokenizer: Tokenizer,
     progress: Callable[[int], None] | None = None,
+    for_training: bool = True,
 ) -> tuple[dict[str, Any], Account]:
     """Append every example's arrays to files in `folder`; returns the manifest, and what became of the rows."""
-    width = np.uint16 if tokenizer.vocab_size < 2**16 else np.uint32
-    target_type = opened.family.target_type
-    dtypes = {
-        "tokens": width, "first": np.uint32, "sequence_ends": np.int64, "example_ends": np.int64, "rows": np.int64,
-        "targets": target_type, "target_ends": np.int64, "outputs": width, "output_ends": np.int64,
-    }  # fmt: skip
-    counts: dict[str, Any] = {
-        "examples": 0,
-        "tokens": 0,
-        "truncated": 0,
-        "outputs_cut": 0,
-    }
+    counts = dict.fromkeys(("examples", "tokens", "truncated", "outputs_cut"), 0)
     targets_seen: set[bytes] = set()
     split, account = opened.split(role), opened.account(role)
+    types = array_types(tokenizer.vocab_size, opened.family.target_type)
     # The reader adapts the next rows while these are tokenized outside the interpreter lock.
-    with Appender(folder, dtypes) as arrays, ThreadPoolExecutor(1) as reader:
-        pending = iter_ahead(reader, adapted(opened, role, account))
-        for examples, numbers, done in pending:
-            encoded = opened.family.encode(examples, tokenizer)
+    with Appender(folder, types) as arrays, ThreadPoolExecutor(1) as reader:
+        for examples, numbers, done in iter_ahead(reader, adapted(opened, role, account)):
+            encoded = opened.family.encode(examples, tokenizer, for_training)
             if encoded:
-                sequences = [sequence for one in encoded for sequence in one.sequences]
-                lengths = np.array([len(sequence) for sequence in sequences])
-                arrays.add("tokens", np.concatenate(sequences))
-                arrays.add("first", [first for one in encoded for first in one.first])
-                arrays.add("sequence_ends", arrays.sizes["tokens"] - lengths.sum() + np.cumsum(lengths))
-                arrays.add(
-                    "example_ends",
-                    arrays.sizes["first"] - len(sequences) + np.cumsum([len(one.sequences) for one in encoded]),
-                )
-                arrays.add("rows", [numbers[one.source] for one in encoded])
-                arrays.add("target_ends", arrays.sizes["targets"] + np.cumsum([len(one.target) for one in encoded]))
-                arrays.add("targets", np.concatenate([one.target for one in encoded]))
-                outputs = [one.output for one in encoded if one.output is not None]
-                if outputs:
-                    arrays.add("output_ends", arrays.sizes["outputs"] + np.cumsum([len(output) for output in outputs]))
-                    arrays.add("outputs", np.concatenate(outputs))
+                arrays.add_examples(encoded, [numbers[one.source] for one in encoded])
                 counts["examples"] += len(encoded)
                 account.add(STORED, len({one.source for one in encoded}))
                 counts["tokens"] += sum(one.tokens for one in encoded)
@@ -263,7 +284,8 @@ def write_store(
         sizes = arrays.sync()
     if not counts["examples"]:
         raise nothing_usable(account)
-    if role == "train" and opened.max_rows is None and len(targets_seen) < 2 and sizes["targets"][1] == counts["examples"]:
+    is_whole = for_training and role == "train" and opened.max_rows is None
+    if is_whole and len(targets_seen) < 2 and sizes["targets"][1] == counts["examples"]:
         where = getattr(opened.family, "label", "label")
         raise InputError(f"{split.place}: every row has the same {where!r}; nothing can be learned from it")
     account.check()
@@ -310,31 +332,30 @@ def iter_ahead(pool: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:
         yield item
 
 
-class EncodedSplit(list[Encoded]):
-    """Examples of a split with what scoring needs, and what became of its rows."""
+class EncodedSplit(Sequence[Encoded]):
+    """Examples of a split with what scoring needs, read from their store when they are first asked for."""
 
-    def __init__(self, examples: Iterable[Encoded], account: Account) -> None:
-        super().__init__(examples)
-        self.account = account
+    def __init__(self, store: Store) -> None:
+        self.store, self.account = store, store.account
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._examples[index]
+
+    @cached_property
+    def _examples(self) -> list[Encoded]:
+        return [self.store[index] for index in range(len(self.store))]
 
 
 def encode_split(opened: OpenTask, role: str, tokenizer: Tokenizer, most: int | None = None) -> EncodedSplit:
-    """Examples of a split with what scoring needs, in memory; at most `most` rows, spread evenly over the split.
+    """Examples of a split with what scoring needs, from a store of their own in `opened.cache`; at most `most` rows, spread
+    evenly over the split.
 
     Raises:
         InputError: more rows cannot be used than the share `opened.bad_rows`, or none can.
     """
     if most is not None:
         opened = replace(opened, _cache={**opened._cache, role: opened.split(role).spread(most)})
-    account = opened.account(role)
-    encoded: list[Encoded] = []
-    for examples, numbers, _ in adapted(opened, role, account):
-        part = opened.family.encode(examples, tokenizer, for_training=False)
-        account.add(STORED, len({one.source for one in part}))
-        for one in part:
-            one.source = numbers[one.source]
-        encoded.extend(part)
-    if not encoded:
-        raise nothing_usable(account)
-    account.check()
-    return EncodedSplit(encoded, account)
+    return EncodedSplit(build_store(opened, role, tokenizer, opened.cache, for_training=False))

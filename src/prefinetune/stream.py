@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers.activations import GELUActivation
 
+from prefinetune import attention_interface
 from prefinetune.ops import Bounds, attend, bias_gelu, drop, dropout_add_norm
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     Noise = Callable[[torch.Tensor], torch.Tensor]
 
-ROBERTA = ("camembert", "roberta", "xlm-roberta")  # whose positions begin behind the padding id
-BERT = ("bert", "electra", "ernie", *ROBERTA)
+BERT = ("bert", "camembert", "electra", "ernie", "roberta", "xlm-roberta")
+ROBERTA = ("camembert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")  # count from behind the padding id
 
 
 class Attention(NamedTuple):
@@ -56,24 +57,30 @@ class Layer(NamedTuple):
 
 
 def reads_streams(config: Any) -> bool:
-    """Whether this file knows the architecture."""
+    """Whether the architecture is written out here, or can be read through Transformers' own modules."""
     if config.model_type == "bart":
         return not (config.encoder_layerdrop or config.decoder_layerdrop)
+    known = config.model_type in (*BERT, "distilbert", *attention_interface.MODEL_TYPES)
+    unknown = ("is_causal", "is_decoder", "use_task_id")
     return (
-        config.model_type in (*BERT, "distilbert")
-        and not (getattr(config, "is_decoder", False) or getattr(config, "use_task_id", False))
+        known
+        and not any(getattr(config, name, False) for name in unknown)
         and getattr(config, "position_embedding_type", "absolute") == "absolute"
     )
 
 
 def encode(trunk: Any, batch: Batch, noise: Noise | None = None) -> torch.Tensor:
     """The states [k, d] of the tokens that heads read. `noise` goes on the token embeddings of sequences that are copies."""
-    config, table = trunk.config, trunk.embeddings
-    words = with_noise(table.word_embeddings(batch.ids), batch, noise)
+    config = trunk.config
+    words = with_noise(trunk.get_input_embeddings()(batch.ids), batch, noise)
     if config.model_type in ROBERTA:
-        positions = roberta_positions(batch.ids, batch.bounds, table.padding_idx)
+        positions = roberta_positions(batch.ids, batch.bounds, config.pad_token_id)
     else:
         positions = batch.bounds.places()
+    if config.model_type in attention_interface.MODEL_TYPES:
+        hidden = attention_interface.run(trunk, words, positions, batch.token_types, batch.bounds)
+        return hidden.index_select(0, batch.kept)
+    table = trunk.embeddings
     hidden = words + table.position_embeddings(positions)
     if hasattr(table, "token_type_embeddings"):
         types = torch.zeros_like(batch.ids) if batch.token_types is None else batch.token_types
@@ -111,6 +118,16 @@ def encode_and_decode(trunk: Any, batch: Batch, noise: Noise | None = None) -> t
         hidden = add_attention(layer.cross, hidden, memory, bounds, batch.bounds)
         hidden = add_feed_forward(layer.feed_forward, hidden)
     return hidden, memory
+
+
+def pool(trunk: Any, hidden: torch.Tensor) -> torch.Tensor | None:
+    """What a trunk's pooler makes of the states of sentences, [b, d] both; None where it has none."""
+    pooler = getattr(trunk, "pooler", None)
+    if pooler is None:
+        return None
+    if isinstance(pooler, nn.Linear):  # ALBERT
+        return trunk.pooler_activation(pooler(hidden))
+    return pooler(hidden[:, None])  # it takes the first token of whole sequences
 
 
 # ---- the two halves of a layer

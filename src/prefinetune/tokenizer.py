@@ -61,9 +61,20 @@ class Tokenizer:
         self.vocab_size = len(tokenizer)
         self.special_ids = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
         self.decoder = decoder
-        self._truncating = self._copy(strategy="longest_first", stride=0)
-        self._windowing = self._copy(strategy="only_second", stride=max_length // 4)
-        self._plain = self._copy(strategy=None, stride=0)
+
+    # Copies are made when texts are first to be cut: a run that finds its stores in the cache has none.
+
+    @cached_property
+    def _truncating(self) -> Any:
+        return self._copy(strategy="longest_first", stride=0)
+
+    @cached_property
+    def _windowing(self) -> Any:
+        return self._copy(strategy="only_second", stride=self.max_length // 4)
+
+    @cached_property
+    def _plain(self) -> Any:
+        return self._copy(strategy=None, stride=0)
 
     def _copy(self, strategy: str | None, stride: int) -> Any:
         from tokenizers import Tokenizer as Backend

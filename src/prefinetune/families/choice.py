@@ -101,7 +101,7 @@ class Choice(Family):
         import torch
 
         scores = head.option(states, segment.rows).squeeze(-1)  # [r]
-        widest = int(segment.sizes.max())
+        widest = max(len(example.sequences) for example in segment.examples)
         real = torch.arange(widest, device=scores.device) < segment.sizes[:, None]  # [e, widest]
         return torch.full(real.shape, -torch.inf, device=scores.device).masked_scatter(real, scores.float())
 

@@ -84,6 +84,7 @@ def mean_by_example(values: torch.Tensor, segment: Segment) -> torch.Tensor:
     """Means [e] of values [m] over the tokens of each example."""
     import torch
 
-    owner = segment.targets[0]
-    total = torch.zeros_like(segment.weights).index_add(0, owner, values.to(segment.weights.dtype))
-    return total / torch.bincount(owner, minlength=len(segment.weights)).clamp(min=1)
+    owner, zeros = segment.targets[0], torch.zeros_like(segment.weights)
+    values = values.to(zeros.dtype)
+    # Not `bincount`: on GPUs it waits for all that was queued.
+    return zeros.index_add(0, owner, values) / zeros.index_add(0, owner, torch.ones_like(values)).clamp(min=1)
