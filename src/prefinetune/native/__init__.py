@@ -1,6 +1,6 @@
 """The compiled forms of `prefinetune.ops` on CPUs: `kernels.cpp`, built the first time that it is needed and kept in the cache.
 
-It is one call of the system's C++ compiler that takes about two seconds, for the instructions that PyTorch itself uses on this
+It is one call of the system's C++ compiler that takes a few seconds, for the instructions that PyTorch itself uses on this
 machine. Where there is no compiler, or PREFINETUNE_NATIVE=0 is set, `takes` says no, a line of the log says why, and everything
 runs on the plain forms. Nothing is built or loaded by an import.
 
@@ -28,7 +28,7 @@ from prefinetune.cache import building, cache_folder
 log = logging.getLogger("prefinetune")
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-version-loops-for-strides")
 CAPABILITIES = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
     "AVX2": ("-mavx2", "-mfma"),
@@ -45,11 +45,11 @@ def library() -> Any:
     try:
         loaded = ctypes.CDLL(str(built()))
     except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
         log.warning(
             "compiled CPU kernels are not used, and updates take longer: %s. A C++ compiler (g++, or the one that CXX names) "
-            "makes them in two seconds; PREFINETUNE_NATIVE=0 goes without them silently",
-            reason.strip().splitlines()[-1] if reason.strip() else type(error).__name__,
+            "makes them in a few seconds; PREFINETUNE_NATIVE=0 goes without them silently",
+            next((line for line in lines if "error" in line), lines[0]),
         )
         return None
     log.info("compiled CPU kernels: %d floats at a time", loaded.vector_width())
@@ -60,7 +60,7 @@ def built() -> Path:
     """The library for this machine, compiled unless it is in the cache.
 
     Raises:
-        OSError: no compiler, or the cache cannot be written.
+        OSError: no compiler, the cache cannot be written, or what was made cannot be loaded.
         subprocess.SubprocessError: the compiler failed.
     """
     compiler = os.environ.get("CXX") or "g++"
@@ -75,6 +75,7 @@ def built() -> Path:
             subprocess.run(
                 [*command, str(SOURCE), "-o", str(made / "kernels.so")], check=True, capture_output=True, text=True, timeout=300
             )
+            ctypes.CDLL(str(made / "kernels.so"))  # what cannot be loaded is not kept
             (made / "manifest.json").write_text("{}")
     return folder / "kernels.so"
 
@@ -133,19 +134,19 @@ class Attend(torch.autograd.Function):
             -1 if window is None else window,
         )  # fmt: skip
         out = query.new_empty(query.shape)
-        log_sums = query.new_empty(query.shape[:2])
+        log_sums = query.new_empty(2, heads, len(query))
         library().attend_forward(ctypes.byref(ctx.about), at(query), at(key), at(value), at(out), at(log_sums))
-        ctx.save_for_backward(query, key, value, log_sums, query_ends, key_ends)  # the ends: `about` points into them
+        ctx.save_for_backward(query, key, value, out, log_sums, query_ends, key_ends)  # the ends: `about` points into them
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        query, key, value, log_sums, _, _ = ctx.saved_tensors
+        query, key, value, out, log_sums, _, _ = ctx.saved_tensors
         grad = grad.contiguous()
-        grads = [query.new_empty(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)]
+        grads = [one.new_empty(one.shape) for one in (query, key, value)]
         library().attend_backward(
-            ctypes.byref(ctx.about), at(query), at(key), at(value), at(log_sums), at(grad), *(at(one) for one in grads)
+            ctypes.byref(ctx.about), at(query), at(key), at(value), at(out), at(log_sums), at(grad), *(at(one) for one in grads)
         )
         return *grads, None, None, None, None, None, None
 
@@ -171,7 +172,7 @@ def attend(
 class DropoutAddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, bias, residual, weight, shift, epsilon, dropout):
-        hidden, residual = hidden.contiguous(), residual.contiguous()
+        hidden, bias, residual, weight, shift = (one.contiguous() for one in (hidden, bias, residual, weight, shift))
         n, d = hidden.shape
         ctx.dropout, ctx.seed = dropout, new_seed(dropout)
         out, normal, inverses = torch.empty_like(hidden), torch.empty_like(hidden), hidden.new_empty(n)
@@ -214,7 +215,7 @@ def dropout_add_norm(
 class BiasGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, bias):
-        hidden = hidden.contiguous()
+        hidden, bias = hidden.contiguous(), bias.contiguous()
         out = torch.empty_like(hidden)
         library().gelu_forward(ctypes.c_int64(len(hidden)), ctypes.c_int64(hidden.shape[1]), at(hidden), at(bias), at(out))
         ctx.save_for_backward(hidden, bias)

@@ -10,7 +10,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX512F__)
@@ -24,37 +26,55 @@ constexpr int W = 4, REGISTERS = 16;
 typedef float vec __attribute__((vector_size(W * 4)));
 typedef int32_t ivec __attribute__((vector_size(W * 4)));
 typedef uint32_t uvec __attribute__((vector_size(W * 4)));
+typedef float loose __attribute__((vector_size(W * 4), aligned(4)));
+typedef float quad __attribute__((vector_size(16)));
 
 namespace {
 
+#ifndef FETCH
+#define FETCH 16
+#endif
 constexpr int PIECES = 32;  // of a sum over rows
+constexpr float LOG2_E = 1.44269504f;
 
-inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
-inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+inline vec load(const float* p) { return *(const loose*)p; }
+inline void store(float* p, vec v) { *(loose*)p = v; }
 inline vec all(float x) { return x - vec{}; }
 inline vec choose(ivec mask, vec yes, vec no) { return mask ? yes : no; }
-inline float sum(vec v) { float total = 0; for (int i = 0; i < W; i++) total += v[i]; return total; }
 inline int64_t round_up(int64_t n) { return (n + W - 1) / W * W; }
+
+struct Quads { quad at[W / 4]; };
+inline Quads quads(vec v) { Quads parts; std::memcpy(&parts, &v, sizeof v); return parts; }
+
+inline float sum(vec v) {
+    const Quads parts = quads(v);
+    quad total = parts.at[0];
+    for (int i = 1; i < W / 4; i++) total += parts.at[i];
+    return (total[0] + total[1]) + (total[2] + total[3]);
+}
+
+inline float greatest(vec v) {
+    const Quads parts = quads(v);
+    quad most = parts.at[0];
+    for (int i = 1; i < W / 4; i++) most = parts.at[i] > most ? parts.at[i] : most;
+    return std::max(std::max(most[0], most[1]), std::max(most[2], most[3]));
+}
 
 // The columns of a vector that are below `end`.
 inline ivec below(int64_t first, int64_t end) {
     ivec column;
     for (int i = 0; i < W; i++) column[i] = i;
-    return column < ivec{} + int32_t(std::min<int64_t>(end - first, W));
+    return column < ivec{} + int32_t(end - first);
 }
 
-// exp, to 2 units in the last place; what is not a number stays so, and what would underflow becomes 0.
-inline vec exponential(vec x) {
-    const ivec tiny = x < all(-87.3f);
-    x = choose(tiny, all(-87.3f), choose(x > all(88.3f), all(88.3f), x));
-    const vec shifted = x * 1.44269504f + 12582912.0f;  // 1.5 x 2^23: rounds to a whole number, in the low bits
-    const vec n = shifted - 12582912.0f;
-    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec p = all(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
-    p = p * r * r + r + 1.0f;
-    const ivec bits = ((ivec)shifted - 0x4B400000 + 127) << 23;
-    return choose(tiny, vec{}, p * (vec)bits);
+// 2^x, to 2 units in the last place, for x up to 127; below -126 it is 2^-126. What is not a number stays so.
+inline vec power_of_two(vec x) {
+    const float round = 12582912.0f + 127;  // 1.5 x 2^23 rounds to a whole number in the low bits; 127 is the exponent's bias
+    x = choose(x < all(-126.0f), all(-126.0f), x);
+    const vec whole = x + round, f = x - (whole - round);
+    vec p = all(1.32647272e-3f);
+    for (float c : {9.67151269e-3f, 5.55073374e-2f, 2.40222421e-1f, 6.93146978e-1f, 1.0f}) p = p * f + c;  // minimax
+    return p * (vec)((ivec)whole << 23);
 }
 
 // ---- dropout masks from a counter
@@ -66,24 +86,62 @@ inline uint64_t mix(uint64_t x) {  // splitmix64
     return x ^ (x >> 31);
 }
 
+struct Line {  // of a mask
+    uint32_t plus, times;
+};
+
+// Of each row and column, a number of 32 bits: (column's + row's) x row's, with random ones of columns and rows (multiply-shift hashing).
 struct Mask {
     uint64_t seed;
-    int32_t dropped;  // of 2^31 equally likely numbers
+    int32_t dropped;  // an element is, when its number is below this
     vec kept;         // what a kept element is multiplied with
+    std::vector<uint32_t> columns;
 
-    Mask(int64_t seed, double rate) : seed(mix(uint64_t(seed))), dropped(int32_t(rate * 2147483648.0)), kept(all(1 / (1 - rate))) {}
+    Mask(int64_t seed, double rate, int64_t width)
+        : seed(mix(uint64_t(seed))), dropped(int32_t(int64_t(std::min(rate * 4294967296.0, 4294967295.0)) - 2147483648)),
+          kept(all(rate < 1 ? 1 / (1 - rate) : 0)), columns(rate ? round_up(width) : 0) {
+        for (size_t i = 0; i < columns.size(); i++) columns[i] = mix(i);
+    }
 
-    uint32_t row(uint64_t number) const { return uint32_t(mix(seed ^ mix(number))); }
+    Line row(uint64_t number) const {
+        const uint64_t bits = mix(seed ^ mix(number));
+        return {uint32_t(bits), uint32_t(bits >> 32) | 1};
+    }
 
     // Factors of the W columns from `column` on.
-    vec factors(uint32_t row, int64_t column) const {
+    vec factors(Line row, int64_t column) const {
         uvec x;
-        for (int i = 0; i < W; i++) x[i] = i;
-        x = ((x + uint32_t(column)) * 0x9E3779B9u) ^ row;  // then a finalizer of 32 bits (C. Wellons' lowbias32)
-        x = (x ^ (x >> 16)) * 0x7FEB352Du;
-        x = (x ^ (x >> 15)) * 0x846CA68Bu;
-        x = x ^ (x >> 16);
-        return choose((ivec)(x >> 1) >= dropped, kept, vec{});
+        std::memcpy(&x, columns.data() + column, sizeof x);
+        x = (x + row.plus) * row.times;
+        return choose((ivec)x >= dropped, kept, vec{});
+    }
+
+    // Values of one column in W rows, 0 where dropped.
+    ivec keeps(uvec plus, uvec times, int64_t column) const { return (ivec)((plus + columns[column]) * times) >= dropped; }
+    vec keep(uvec plus, uvec times, int64_t column, vec values) const {
+        const uvec x = (plus + columns[column]) * times;
+        return choose((ivec)x >= dropped, values, vec{});
+    }
+};
+
+// ---- what the next head needs, fetched into the second cache a little at a time while this one is computed
+
+struct Ahead {
+    struct Rows { const float* at; int64_t row, left; } all[8];
+    int count = 0;
+    int64_t size;
+
+    void add(const float* at, int64_t row, int64_t rows) { if (rows) all[count++] = {at, row, rows}; }
+
+    void fetch() {
+        if (!count) return;
+        Rows& here = all[count - 1];
+        const float* at = here.at;
+        const int64_t rows = std::min<int64_t>(here.left, FETCH), row = here.row;
+        for (int64_t r = 0; r < rows; r++, at += row)
+            for (int64_t e = 0; e < size; e += 16) __builtin_prefetch(at + e, 0, 2);
+        here.at = at;
+        if (!(here.left -= rows)) count--;
     }
 };
 
@@ -95,41 +153,75 @@ struct Left {  // A, read one element at a time, so that its transpose is as goo
 };
 
 template <int ROWS, int VECS>
-inline void tile(int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+void tile(int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
     vec sums[ROWS][VECS];
+    const float* at[(ROWS + 2) / 3];
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i += 3) at[i / 3] = a.at + i * a.row;
+#pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < VECS; j++) sums[i][j] = add ? load(c + i * c_row + j * W) : vec{};
+#pragma GCC unroll 16
+        for (int j = 0; j < VECS; j++) sums[i][j] = vec{};
     for (int64_t k = 0; k < K; k++, b += b_row) {
         vec right[VECS];
+#pragma GCC unroll 16
         for (int j = 0; j < VECS; j++) right[j] = load(b + j * W);
+#pragma GCC unroll 16
         for (int i = 0; i < ROWS; i++) {
-            const vec left = all(a.at[i * a.row + k * a.column]);
+            const vec left = all(at[i / 3][i % 3 * a.row]);
+#pragma GCC unroll 16
             for (int j = 0; j < VECS; j++) sums[i][j] += left * right[j];
+            if (i % 3 == 2 || i == ROWS - 1) at[i / 3] += a.column;
         }
     }
+    if (add) {
+#pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 16
+        for (int j = 0; j < VECS; j++) store(c + i * c_row + j * W, load(c + i * c_row + j * W) + sums[i][j]);
+    } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 16
         for (int j = 0; j < VECS; j++) store(c + i * c_row + j * W, sums[i][j]);
+    }
 }
 
-template <int ROWS, int VECS>
-void rows_of(int64_t M, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
-    for (; M >= ROWS; M -= ROWS, a.at += ROWS * a.row, c += ROWS * c_row) tile<ROWS, VECS>(K, a, b, b_row, c, c_row, add);
-    if constexpr (ROWS > 1)
-        if (M) rows_of<ROWS / 2, VECS>(M, K, a, b, b_row, c, c_row, add);
+
+using Tile = void (*)(int64_t, Left, const float*, int64_t, float*, int64_t, bool);
+
+template <int VECS, int... ROWS>
+void columns_of(std::integer_sequence<int, ROWS...>, int64_t M, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add, Ahead& ahead) {
+    static constexpr Tile tiles[] = {tile<ROWS + 1, VECS>...};
+    constexpr int64_t MOST = sizeof...(ROWS);
+    while (M) {  // the last two of about equal size
+        const int64_t rows = M >= 2 * MOST ? MOST : M > MOST ? (M + 1) / 2 : M;
+        tiles[rows - 1](K, a, b, b_row, c, c_row, add);
+        ahead.fetch();
+        M -= rows, a.at += rows * a.row, c += rows * c_row;
+    }
 }
 
 template <int VECS>
-void columns_of(int64_t M, int64_t N, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
-    constexpr int ROWS = std::min(12, (REGISTERS - VECS - 1) / VECS);  // sums, a row of B and an element of A in registers
+void products(int64_t M, int64_t N, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add, Ahead& ahead) {
+    constexpr int MOST = std::min(12, (REGISTERS - VECS - 1) / VECS);  // sums, a row of B and an element of A in registers
     int64_t n = 0;
-    for (; n + VECS * W <= N; n += VECS * W) rows_of<ROWS, VECS>(M, K, a, b + n, b_row, c + n, c_row, add);
+    for (; n + VECS * W <= N; n += VECS * W) columns_of<VECS>(std::make_integer_sequence<int, MOST>(), M, K, a, b + n, b_row, c + n, c_row, add, ahead);
     if constexpr (VECS > 1)
-        if (n < N) columns_of<VECS / 2>(M, N - n, K, a, b + n, b_row, c + n, c_row, add);
+        if (n < N) products<VECS / 2>(M, N - n, K, a, b + n, b_row, c + n, c_row, add, ahead);
 }
 
-inline void multiply(int64_t M, int64_t N, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
-    columns_of<REGISTERS == 32 ? 4 : 2>(M, N, K, a, b, b_row, c, c_row, add);
+inline void multiply(int64_t M, int64_t N, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add, Ahead& ahead) {
+    products<REGISTERS == 32 ? 4 : 2>(M, N, K, a, b, b_row, c, c_row, add, ahead);
 }
+
+struct Scratch {
+    float* at;
+    explicit Scratch(int64_t count) : at((float*)std::aligned_alloc(64, (count * 4 + 63) / 64 * 64)) {}
+    ~Scratch() { std::free(at); }
+    float* data() { return at; }
+    float& operator[](int64_t i) { return at[i]; }
+};
 
 // ---- attention
 
@@ -143,13 +235,40 @@ struct Sequences {
     int32_t causal, window;                        // window < 0: none
 };
 
-constexpr int64_t BLOCK = 48;  // queries at a time
+constexpr int64_t BLOCK = 64;  // queries at a time
 
-// [keys, size] as [size, keys], columns filled up with zeros.
-void transpose(const float* from, int64_t row, int64_t keys, int64_t size, float* to, int64_t to_row) {
-    for (int64_t e = 0; e < size; e++) std::fill(to + e * to_row + keys, to + (e + 1) * to_row, 0.0f);
-    for (int64_t j = 0; j < keys; j++)
-        for (int64_t e = 0; e < size; e++) to[e * to_row + j] = from[j * row + e];
+inline vec shuffle(vec a, vec b, int first, int second) {  // of each four: a's first, b's first, a's second, b's second
+    ivec from;
+    for (int i = 0; i < W; i++) from[i] = i / 4 * 4 + (i % 4 < 2 ? first : second) + i % 2 * W;
+    return __builtin_shuffle(a, b, from);
+}
+inline vec pairs(vec a, vec b, int first) {  // of each four: a's two from `first` on, b's two
+    ivec from;
+    for (int i = 0; i < W; i++) from[i] = i / 4 * 4 + first + i % 2 + (i % 4 < 2 ? 0 : W);
+    return __builtin_shuffle(a, b, from);
+}
+
+// [rows, size] as [size, rows], filled up with zeros to whole vectors.
+void transpose(const float* from, int64_t row, int64_t rows, int64_t size, float* to, int64_t to_row, const float* soon, int64_t soon_row) {
+    static const float zeros[W] = {};
+    alignas(64) float parts[W / 4][4][W / 4][4];
+    for (int64_t j = 0; j < rows; j += W)
+        for (int64_t e = 0; e < size; e += W) {
+            for (int r = 0; r < W; r++) {
+                __builtin_prefetch(soon + (j + r) * soon_row + e, 0, 3);
+                const float* here = j + r < rows ? from + (j + r) * row + e : zeros;
+                for (int c = 0; c < W / 4; c++) std::memcpy(parts[c][r % 4][r / 4], here + 4 * c, 4 * sizeof(float));
+            }
+            for (int c = 0; c < W / 4; c++) {
+                const vec p = load(parts[c][0][0]), q = load(parts[c][1][0]), r = load(parts[c][2][0]), s = load(parts[c][3][0]);
+                const vec pq = shuffle(p, q, 0, 1), rs = shuffle(r, s, 0, 1), pq2 = shuffle(p, q, 2, 3), rs2 = shuffle(r, s, 2, 3);
+                float* out = to + (e + 4 * c) * to_row + j;
+                store(out, pairs(pq, rs, 0));
+                store(out + to_row, pairs(pq, rs, 2));
+                store(out + 2 * to_row, pairs(pq2, rs2, 0));
+                store(out + 3 * to_row, pairs(pq2, rs2, 2));
+            }
+        }
 }
 
 struct Range {  // of the keys that a query sees
@@ -166,23 +285,15 @@ inline Range seen(const Sequences& s, int64_t query, int64_t keys) {
     return range;
 }
 
-// Scores of one query become exp(score x scale - shift) where it sees the key and 0 elsewhere.
-inline void exponentials(float* scores, Range range, int64_t width, float scale, float shift) {
-    for (int64_t j = 0; j < width; j += W) {
-        const ivec real = below(j, range.end) & ~below(j, range.first);
-        store(scores + j, choose(real, exponential(load(scores + j) * scale - shift), vec{}));
-    }
-}
-
-inline float largest(const float* scores, Range range, int64_t width) {
-    vec most = all(-INFINITY);
-    for (int64_t j = range.first / W * W; j < width; j += W) {
-        const vec here = choose(below(j, range.end) & ~below(j, range.first), load(scores + j), all(-INFINITY));
-        most = choose(here > most, here, most);
-    }
-    float found = most[0];
-    for (int i = 1; i < W; i++) found = std::max(found, most[i]);
-    return found;
+// Which of the W queries from `query` on see the key.
+inline ivec sees(const Sequences& s, int64_t query, int64_t key) {
+    ivec lane;
+    for (int i = 0; i < W; i++) lane[i] = i;
+    const ivec ahead = int32_t(key - query) - lane;
+    ivec yes = ahead == ahead;
+    if (s.causal) yes &= ahead <= 0;
+    if (s.window >= 0) yes &= (ahead <= s.window) & (-ahead <= s.window);
+    return yes;
 }
 
 // Sequence-heads, the longest first, so that threads end together.
@@ -202,114 +313,193 @@ int64_t longest(const int32_t* ends, int64_t count) {
     return most;
 }
 
+// One head of one sequence.
+struct Work {
+    int64_t sequence, head, query, queries, key, keys;
+
+    Work(const Sequences& s, int64_t sequence, int64_t head)
+        : sequence(sequence), head(head), query(s.query_ends[sequence]), queries(s.query_ends[sequence + 1] - query),
+          key(s.key_ends[sequence]), keys(s.key_ends[sequence + 1] - key) {}
+};
+
+// Some of its queries, as many as fill whole vectors, and the keys that any of them sees.
+struct Block {
+    int64_t start, rows, lanes, begin, end;
+
+    Block(const Sequences& s, const Work& work, int64_t start, int64_t step)
+        : start(start), rows(std::min(step, work.queries - start)), lanes(round_up(rows)),
+          begin(seen(s, start, work.keys).first), end(seen(s, start + rows - 1, work.keys).end) {}
+};
+
+inline int64_t step_of(const Work& work) {
+    const int64_t most = work.keys > 256 ? 32 : BLOCK, blocks = (work.queries + most - 1) / most;
+    return blocks ? round_up((work.queries + blocks - 1) / blocks) : 1;
+}
+
 }  // namespace
 
 extern "C" {
 
 int32_t vector_width() { return W; }
 
-// out: [n, heads, size] contiguous; log_sums: [n, heads], the logarithm of what each query's softmax is divided by.
-void attend_forward(const Sequences* sequences, const float* query, const float* key, const float* value, float* out, float* log_sums) {
+// out: [n, heads, size] contiguous; sums: [2, heads, n], of each query the largest score x scale and the inverse of what its
+// softmax divides by, both in base 2.
+void attend_forward(const Sequences* sequences, const float* query, const float* key, const float* value, float* out, float* sums) {
     const Sequences& s = *sequences;
     const std::vector<int64_t> order = in_order(s);
-    const int64_t widest = round_up(longest(s.key_ends, s.count)), out_row = s.heads * s.size;
-    const Mask mask(s.seed, s.dropout);
+    const int64_t n = s.query_ends[s.count], out_row = s.heads * s.size, items = s.count * s.heads, most_keys = longest(s.key_ends, s.count);
+    const Mask mask(s.seed, s.dropout, most_keys);
+    const float scale = s.scale * LOG2_E, kept = s.dropout < 1 ? 1 / (1 - s.dropout) : 0;
+    const bool partial = s.causal || s.window >= 0;
 #pragma omp parallel
     {
-        std::vector<float> turned(s.size * widest), scores(BLOCK * widest);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t item = 0; item < s.count * s.heads; item++) {
-            const int64_t i = order[item / s.heads], h = item % s.heads;
-            const int64_t first = s.query_ends[i], queries = s.query_ends[i + 1] - first;
-            const int64_t keys = s.key_ends[i + 1] - s.key_ends[i], width = round_up(keys);
-            if (!queries) continue;
-            const float* k = key + s.key_ends[i] * s.key_row + h * s.size;
-            const float* v = value + s.key_ends[i] * s.value_row + h * s.size;
-            transpose(k, s.key_row, keys, s.size, turned.data(), width);
-            for (int64_t start = 0; start < queries; start += BLOCK) {
-                const int64_t rows = std::min(BLOCK, queries - start), visible = round_up(seen(s, start + rows - 1, keys).end);
-                const float* q = query + (first + start) * s.query_row + h * s.size;
-                multiply(rows, visible, s.size, {q, s.query_row, 1}, turned.data(), width, scores.data(), width, false);
-                for (int64_t r = 0; r < rows; r++) {
-                    float* row = scores.data() + r * width;
-                    const Range range = seen(s, start + r, keys);
-                    const float shift = largest(row, range, visible) * s.scale;
-                    exponentials(row, range, visible, s.scale, shift);
-                    vec total = {};
-                    for (int64_t j = 0; j < visible; j += W) total += load(row + j);
-                    const float whole = sum(total);
-                    log_sums[(first + start + r) * s.heads + h] = shift + std::log(whole);
-                    const uint32_t line = mask.row(uint64_t(i * s.heads + h) << 32 | uint64_t(start + r));
-                    for (int64_t j = 0; j < visible; j += W) {
-                        const vec p = load(row + j) * (1 / whole);
-                        store(row + j, s.dropout ? p * mask.factors(line, j) : p);
+        Scratch turned(s.size * BLOCK), scores(BLOCK * most_keys), shifts(BLOCK), inverses(BLOCK);
+        alignas(64) uint32_t plus[BLOCK], times[BLOCK];
+#pragma omp for schedule(dynamic, 4)
+        for (int64_t item = 0; item < items; item++) {
+            const Work work(s, order[item / s.heads], item % s.heads);
+            Ahead ahead;
+            ahead.size = s.size;
+            if (item + 1 < items) {
+                const Work next(s, order[(item + 1) / s.heads], (item + 1) % s.heads);
+                ahead.add(query + next.query * s.query_row + next.head * s.size, s.query_row, next.queries);
+                ahead.add(key + next.key * s.key_row + next.head * s.size, s.key_row, next.keys);
+                ahead.add(value + next.key * s.value_row + next.head * s.size, s.value_row, next.keys);
+                ahead.add(out + next.query * out_row + next.head * s.size, out_row, next.queries);
+            }
+            for (int64_t start = 0, step = step_of(work); start < work.queries; start += step) {
+                const Block block(s, work, start, step);
+                const int64_t first = work.query + start, lanes = block.lanes;
+                const float* q = query + first * s.query_row + work.head * s.size;
+                const float* k = key + (work.key + block.begin) * s.key_row + work.head * s.size;
+                const float* v = value + (work.key + block.begin) * s.value_row + work.head * s.size;
+                float* o = out + first * out_row + work.head * s.size;
+                float* const table = scores.data();  // [keys, lanes]
+                const int64_t keys = block.end - block.begin;
+                transpose(q, s.query_row, block.rows, s.size, turned.data(), lanes, k, s.key_row);
+                multiply(keys, lanes, s.size, {k, s.key_row, 1}, turned.data(), lanes, table, lanes, false, ahead);
+                if (s.dropout)
+                    for (int64_t r = 0; r < lanes; r++) {
+                        const Line line = mask.row(uint64_t(work.sequence * s.heads + work.head) << 32 | uint64_t(start + r));
+                        plus[r] = line.plus, times[r] = line.times;
                     }
+                for (int64_t g = 0; g < lanes; g += W) {
+                    vec most = all(-INFINITY), total = {};
+                    for (int64_t j = 0; j < keys; j++) {
+                        vec here = load(table + j * lanes + g);
+                        if (partial) here = choose(sees(s, start + g, block.begin + j), here, all(-INFINITY));
+                        most = choose(here > most, here, most);
+                    }
+                    const vec shift = most * scale;
+                    uvec p_, t_;
+                    std::memcpy(&p_, plus + g, sizeof p_), std::memcpy(&t_, times + g, sizeof t_);
+                    for (int64_t j = 0; j < keys; j++) {
+                        float* const here = table + j * lanes + g;
+                        vec p = power_of_two(load(here) * scale - shift);
+                        if (partial) p = choose(sees(s, start + g, block.begin + j), p, vec{});
+                        total += p;
+                        store(here, s.dropout ? mask.keep(p_, t_, block.begin + j, p) : p);
+                    }
+                    store(shifts.data() + g, shift);
+                    store(inverses.data() + g, 1 / total);
                 }
-                float* o = out + (first + start) * out_row + h * s.size;
-                multiply(rows, s.size, std::min(visible, keys), {scores.data(), width, 1}, v, s.value_row, o, out_row, false);
+                std::memcpy(sums + work.head * n + first, shifts.data(), block.rows * sizeof(float));
+                std::memcpy(sums + (s.heads + work.head) * n + first, inverses.data(), block.rows * sizeof(float));
+                multiply(block.rows, s.size, keys, {table, 1, lanes}, v, s.value_row, o, out_row, false, ahead);
+                for (int64_t r = 0; r < block.rows; r++)
+                    for (int64_t e = 0; e < s.size; e += W) store(o + r * out_row + e, load(o + r * out_row + e) * (inverses[r] * kept));
             }
         }
     }
 }
 
-// Gradients are [n, heads, size] contiguous, as `grad`; those of keys and values must come zeroed.
-void attend_backward(const Sequences* sequences, const float* query, const float* key, const float* value, const float* log_sums,
+// Gradients are [n, heads, size] contiguous, as `out` and `grad`.
+void attend_backward(const Sequences* sequences, const float* query, const float* key, const float* value, const float* out, const float* sums,
                      const float* grad, float* grad_query, float* grad_key, float* grad_value) {
     const Sequences& s = *sequences;
     const std::vector<int64_t> order = in_order(s);
-    const int64_t widest = round_up(longest(s.key_ends, s.count)), out_row = s.heads * s.size;
-    const Mask mask(s.seed, s.dropout);
+    const int64_t n = s.query_ends[s.count], out_row = s.heads * s.size, items = s.count * s.heads, most_keys = longest(s.key_ends, s.count);
+    const Mask mask(s.seed, s.dropout, most_keys);
+    const float scale = s.scale * LOG2_E, kept = s.dropout < 1 ? 1 / (1 - s.dropout) : 0;
+    const bool partial = s.causal || s.window >= 0;
 #pragma omp parallel
     {
-        std::vector<float> keys_turned(s.size * widest), values_turned(s.size * widest);
-        std::vector<float> scores(BLOCK * widest), slopes(BLOCK * widest);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t item = 0; item < s.count * s.heads; item++) {
-            const int64_t i = order[item / s.heads], h = item % s.heads;
-            const int64_t first = s.query_ends[i], queries = s.query_ends[i + 1] - first;
-            const int64_t keys = s.key_ends[i + 1] - s.key_ends[i], width = round_up(keys);
-            if (!queries) continue;
-            const float* k = key + s.key_ends[i] * s.key_row + h * s.size;
-            const float* v = value + s.key_ends[i] * s.value_row + h * s.size;
-            float* gk = grad_key + s.key_ends[i] * out_row + h * s.size;
-            float* gv = grad_value + s.key_ends[i] * out_row + h * s.size;
-            transpose(k, s.key_row, keys, s.size, keys_turned.data(), width);
-            transpose(v, s.value_row, keys, s.size, values_turned.data(), width);
-            for (int64_t start = 0; start < queries; start += BLOCK) {
-                const int64_t rows = std::min(BLOCK, queries - start), visible = round_up(seen(s, start + rows - 1, keys).end);
-                const float* q = query + (first + start) * s.query_row + h * s.size;
-                const float* g = grad + (first + start) * out_row + h * s.size;
-                multiply(rows, visible, s.size, {q, s.query_row, 1}, keys_turned.data(), width, scores.data(), width, false);
-                multiply(rows, visible, s.size, {g, out_row, 1}, values_turned.data(), width, slopes.data(), width, false);
-                for (int64_t r = 0; r < rows; r++) {  // scores become dropped-out weights, slopes the gradient of scores
-                    float *row = scores.data() + r * width, *slope = slopes.data() + r * width;
-                    exponentials(row, seen(s, start + r, keys), visible, s.scale, log_sums[(first + start + r) * s.heads + h]);
-                    const uint32_t line = mask.row(uint64_t(i * s.heads + h) << 32 | uint64_t(start + r));
-                    vec product = {};
-                    for (int64_t j = 0; j < visible; j += W) {
-                        const vec p = load(row + j);
-                        vec d = load(slope + j);
-                        if (s.dropout) {
-                            // The weights themselves are needed below: kept apart by sign, as no weight is negative.
-                            const vec factor = mask.factors(line, j);
-                            d *= factor;
-                            store(row + j, choose(factor > vec{}, p, -p));
-                        }
-                        store(slope + j, d);
-                        product += p * d;
+        Scratch queries_turned(s.size * BLOCK), grads_turned(s.size * BLOCK), scores(BLOCK * most_keys), slopes(BLOCK * most_keys);
+        Scratch shifts(BLOCK), inverses(BLOCK), means(BLOCK);
+        std::fill(shifts.data(), shifts.data() + BLOCK, 0), std::fill(inverses.data(), inverses.data() + BLOCK, 0), std::fill(means.data(), means.data() + BLOCK, 0);
+        alignas(64) uint32_t plus[BLOCK], times[BLOCK];
+#pragma omp for schedule(dynamic, 4)
+        for (int64_t item = 0; item < items; item++) {
+            const Work work(s, order[item / s.heads], item % s.heads);
+            Ahead ahead;
+            ahead.size = s.size;
+            if (item + 1 < items) {
+                const Work next(s, order[(item + 1) / s.heads], (item + 1) % s.heads);
+                ahead.add(query + next.query * s.query_row + next.head * s.size, s.query_row, next.queries);
+                ahead.add(key + next.key * s.key_row + next.head * s.size, s.key_row, next.keys);
+                ahead.add(grad + next.query * out_row + next.head * s.size, out_row, next.queries);
+                ahead.add(value + next.key * s.value_row + next.head * s.size, s.value_row, next.keys);
+                ahead.add(out + next.query * out_row + next.head * s.size, out_row, next.queries);
+                ahead.add(grad_value + next.key * out_row + next.head * s.size, out_row, next.keys);
+                ahead.add(grad_key + next.key * out_row + next.head * s.size, out_row, next.keys);
+                ahead.add(grad_query + next.query * out_row + next.head * s.size, out_row, next.queries);
+            }
+            if (partial || !work.queries)
+                for (int64_t j = 0; j < work.keys; j++)
+                    for (float* all : {grad_key, grad_value}) {
+                        float* row = all + (work.key + j) * out_row + work.head * s.size;
+                        std::fill(row, row + s.size, 0.0f);
                     }
-                    const float mean = sum(product);
-                    for (int64_t j = 0; j < visible; j += W) {
-                        const vec signed_p = load(row + j), p = choose(signed_p < vec{}, -signed_p, signed_p);
-                        store(slope + j, p * (load(slope + j) - mean) * s.scale);
-                        if (s.dropout) store(row + j, choose(signed_p < vec{}, vec{}, signed_p * mask.kept));
+            for (int64_t start = 0, step = step_of(work); start < work.queries; start += step) {
+                const Block block(s, work, start, step);
+                const int64_t first = work.query + start, first_key = work.key + block.begin, lanes = block.lanes, keys = block.end - block.begin;
+                const float* q = query + first * s.query_row + work.head * s.size;
+                const float* k = key + first_key * s.key_row + work.head * s.size;
+                const float* v = value + first_key * s.value_row + work.head * s.size;
+                const float* g_ = grad + first * out_row + work.head * s.size;
+                const float* o = out + first * out_row + work.head * s.size;
+                transpose(q, s.query_row, block.rows, s.size, queries_turned.data(), lanes, k, s.key_row);
+                transpose(g_, out_row, block.rows, s.size, grads_turned.data(), lanes, v, s.value_row);
+                multiply(keys, lanes, s.size, {k, s.key_row, 1}, queries_turned.data(), lanes, scores.data(), lanes, false, ahead);
+                multiply(keys, lanes, s.size, {v, s.value_row, 1}, grads_turned.data(), lanes, slopes.data(), lanes, false, ahead);
+                std::memcpy(shifts.data(), sums + work.head * n + first, block.rows * sizeof(float));
+                std::memcpy(inverses.data(), sums + (s.heads + work.head) * n + first, block.rows * sizeof(float));
+                for (int64_t r = 0; r < block.rows; r++) {
+                    vec product = {};
+                    for (int64_t e = 0; e < s.size; e += W) product += load(g_ + r * out_row + e) * load(o + r * out_row + e);
+                    means[r] = sum(product);
+                }
+                if (s.dropout)
+                    for (int64_t r = 0; r < lanes; r++) {
+                        const Line line = mask.row(uint64_t(work.sequence * s.heads + work.head) << 32 | uint64_t(start + r));
+                        plus[r] = line.plus, times[r] = line.times;
+                    }
+                for (int64_t g = 0; g < lanes; g += W) {
+                    const vec shift = load(shifts.data() + g), inverse = load(inverses.data() + g), mean = load(means.data() + g) * inverse * s.scale;
+                    const vec weight = inverse * kept, slant = weight * s.scale;
+                    uvec p_, t_;
+                    std::memcpy(&p_, plus + g, sizeof p_), std::memcpy(&t_, times + g, sizeof t_);
+                    for (int64_t j = 0; j < keys; j++) {
+                        float *here = scores.data() + j * lanes + g, *slope = slopes.data() + j * lanes + g;
+                        vec p = power_of_two(load(here) * scale - shift), d = load(slope) * slant, w = p * weight;
+                        if (partial) {
+                            const ivec seen = sees(s, start + g, block.begin + j);
+                            p = choose(seen, p, vec{}), w = choose(seen, w, vec{});
+                        }
+                        if (s.dropout) {
+                            const ivec keeps = mask.keeps(p_, t_, block.begin + j);
+                            d = choose(keeps, d, vec{}), w = choose(keeps, w, vec{});
+                        }
+                        store(here, w);
+                        store(slope, p * (d - mean));
                     }
                 }
-                const int64_t reach = std::min(visible, keys);
-                multiply(reach, s.size, rows, {scores.data(), 1, width}, g, out_row, gv, out_row, true);
-                multiply(reach, s.size, rows, {slopes.data(), 1, width}, q, s.query_row, gk, out_row, true);
-                float* gq = grad_query + (first + start) * out_row + h * s.size;
-                multiply(rows, s.size, reach, {slopes.data(), width, 1}, k, s.key_row, gq, out_row, false);
+                float* gk = grad_key + first_key * out_row + work.head * s.size;
+                float* gv = grad_value + first_key * out_row + work.head * s.size;
+                float* gq = grad_query + first * out_row + work.head * s.size;
+                multiply(keys, s.size, block.rows, {scores.data(), lanes, 1}, g_, out_row, gv, out_row, partial || start, ahead);
+                multiply(keys, s.size, block.rows, {slopes.data(), lanes, 1}, q, s.query_row, gk, out_row, partial || start, ahead);
+                multiply(block.rows, s.size, keys, {slopes.data(), 1, lanes}, k, s.key_row, gq, out_row, false, ahead);
             }
         }
     }
@@ -319,12 +509,12 @@ void attend_backward(const Sequences* sequences, const float* query, const float
 // (z - mean) x inverse, `inverses` [n] the inverse standard deviations.
 void add_norm_forward(int64_t n, int64_t d, const float* hidden, const float* bias, const float* residual, const float* weight,
                       const float* shift, float epsilon, double dropout, int64_t seed, float* out, float* normal, float* inverses) {
-    const Mask mask(seed, dropout);
+    const Mask mask(seed, dropout, d);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
         const float *x = hidden + i * d, *r = residual + i * d;
         float *z = normal + i * d, *y = out + i * d;
-        const uint32_t line = mask.row(i);
+        const Line line = mask.row(i);
         vec total = {};
         for (int64_t j = 0; j < d; j += W) {
             vec here = load(x + j) + load(bias + j);
@@ -352,7 +542,7 @@ void add_norm_forward(int64_t n, int64_t d, const float* hidden, const float* bi
 // sums: [PIECES, 3, d] scratch; grad_sums: [3, d] the gradients of weight, shift and bias.
 void add_norm_backward(int64_t n, int64_t d, const float* grad, const float* normal, const float* inverses, const float* weight,
                        double dropout, int64_t seed, float* grad_hidden, float* grad_residual, float* sums, float* grad_sums) {
-    const Mask mask(seed, dropout);
+    const Mask mask(seed, dropout, d);
 #pragma omp parallel for schedule(static)
     for (int64_t piece = 0; piece < PIECES; piece++) {
         float *of_weight = sums + piece * 3 * d, *of_shift = of_weight + d, *of_bias = of_shift + d;
@@ -360,7 +550,7 @@ void add_norm_backward(int64_t n, int64_t d, const float* grad, const float* nor
         for (int64_t i = n * piece / PIECES; i < n * (piece + 1) / PIECES; i++) {
             const float *g = grad + i * d, *z = normal + i * d;
             float *gh = grad_hidden + i * d, *gr = grad_residual + i * d;
-            const uint32_t line = mask.row(i);
+            const Line line = mask.row(i);
             vec total = {}, product = {};
             for (int64_t j = 0; j < d; j += W) {
                 const vec slope = load(g + j) * load(weight + j);
@@ -395,7 +585,7 @@ namespace {
 // the density shares.
 inline void normal_at(vec u, vec& below_u, vec& density) {
     const vec size = choose(u < vec{}, -u, u) * 0.70710678f;
-    const vec bell = exponential(-size * size);
+    const vec bell = power_of_two(-size * size * LOG2_E);
     const vec t = 1.0f / (1.0f + 0.3275911f * size);
     vec p = all(1.061405429f);
     for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = p * t + c;
@@ -446,10 +636,10 @@ void gelu_backward(int64_t n, int64_t d, const float* grad, const float* hidden,
 
 // Its own backward: out = values x mask, per row of d.
 void drop(int64_t n, int64_t d, const float* values, double dropout, int64_t seed, float* out) {
-    const Mask mask(seed, dropout);
+    const Mask mask(seed, dropout, d);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
-        const uint32_t line = mask.row(i);
+        const Line line = mask.row(i);
         for (int64_t j = 0; j < d; j += W) store(out + i * d + j, load(values + i * d + j) * mask.factors(line, j));
     }
 }
