@@ -1,5 +1,6 @@
 # make demo     one real run, offline, and a report to look at
 # make test     the tests
+# make bench    how fast an update is beside other trainers, and as work grows (half an hour; DATA=../shared/data, a mirror)
 # make check    formatting, lint, types
 # make format   put the formatting right
 #
@@ -9,6 +10,7 @@
 # TORCH=...   what to give `pip install` for torch, for instance TORCH='torch==2.13.0 --index-url URL'. Left out, it is the
 #             version in constraints.txt, and only a CPU build is taken: CUDA builds are gigabytes, and nothing here needs one.
 
+DATA ?= ../shared/data
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 torch_pin = $(shell grep '^torch==' constraints.txt)
@@ -20,7 +22,7 @@ This would install a CUDA build of torch. Choose one of the two:
 endef
 export CUDA_FOUND
 
-.PHONY: help demo test check format
+.PHONY: help demo test bench check format
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -30,6 +32,11 @@ demo: .venv/ready
 
 test: .venv/ready
 	HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=2000 .venv/bin/python -m pytest
+
+# Peers beside Transformers: .venv/bin/pip install -c .venv/constraints.txt -r benchmarks/requirements.txt
+bench: .venv/ready
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python benchmarks/throughput.py --data $(DATA) --out throughput.json --chart throughput.html
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python benchmarks/scaling.py --data $(DATA) --out scaling.json --chart scaling.html
 
 check: .venv/ready
 	.venv/bin/ruff format --check .
