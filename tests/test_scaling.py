@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import random
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +28,13 @@ from prefinetune.families import (
     Span,
     Tagging,
 )
+from prefinetune.families.base import plain as plain_field
 from prefinetune.leaks import known_leaks
 from prefinetune.mixture import permute
 from prefinetune.sources import HELD_OUT_MOST, HELD_OUT_SHARE, Files, Rows, open_task
 from prefinetune.store import EncodedSplit, build_store, encode_split
 from prefinetune.task import Task
+from prefinetune.tasksource import OneOrTwoTexts
 from prefinetune.tokenizer import Tokenizer, load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -379,3 +382,101 @@ def test_each_goal_that_is_missed_is_named(spoiled, missed):
     assert len(found) == 4
     assert [check["goal"] for check in found if not check["met"]] == missed
     assert scaling.goals({}) == []
+
+
+# ---- a warm start
+
+START = """
+import json, sys
+from pathlib import Path
+import prefinetune
+from prefinetune.families import Choice, Classification, Regression, Span
+
+rows, model, cache, out = sys.argv[1:]
+families = {
+    "text": Classification("text", labels=("a", "b")),
+    "number": Regression("text", label="score", low=0, high=1),
+    "options": Choice("text", "options", label="right"), "span": Span("other", "text"),
+}
+tasks = [prefinetune.Task(name, prefinetune.Files(rows), family) for name, family in families.items()]
+prefinetune.train
+module = sys.modules["prefinetune.train"]
+work = module.update
+
+def update(*arguments):
+    print(json.dumps(sorted({name.split(".")[0] for name in sys.modules} & {"datasets", "pandas", "sklearn"})))
+    return work(*arguments)
+
+module.update = update
+settings = {"train": {"updates": 1}, "data": {"bad_rows": 1.0}}
+prefinetune.train(prefinetune.Suite("four", tasks), model, out, config=settings, cache=cache)
+"""
+
+
+def test_a_run_that_finds_everything_prepared_reads_no_rows(files, tiny_model, tmp_path, monkeypatch):
+    """Which is seen by what it does not import."""
+    monkeypatch.setenv("PREFINETUNE_NATIVE", "0")  # nothing to compile
+    loaded, results = [], []
+    for number in range(2):
+        out = tmp_path / f"run{number}"
+        words = [sys.executable, "-c", START, files, tiny_model, tmp_path / "cache", out]
+        done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
+        loaded.append(json.loads(done.stdout.splitlines()[0]))
+        results.append([json.loads(line)["scores"] for line in (out / "results.jsonl").read_text().splitlines()])
+    assert "datasets" in loaded[0]
+    assert loaded[1] == []
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "is_frozen"),
+    [
+        (Classification("text"), False), (Classification("text", labels=("a", "b")), True),
+        (MultiLabel("text"), False), (MultiLabel("text", labels=("a", "b")), True),
+        (Tagging("words"), False), (Tagging("words", labels=("x", "y")), True),
+        (Regression("text"), False), (Regression("text", low=0), False), (Regression("text", low=0, high=1), True),
+        (Choice("text", "options"), True), (Span("other", "text"), True), (Denoising("text"), True),
+        (OneOrTwoTexts("text", "other", labels=("a", "b")), False),
+    ],
+)  # fmt: skip
+def test_a_record_that_leaves_nothing_open_says_so(family, is_frozen):
+    assert family.is_frozen == is_frozen
+
+
+def reading(column: str):
+    return lambda row: row[column]
+
+
+def reading_by_default(column: str):
+    return lambda row, column=column: row[column]
+
+
+NAMES = {"of": "text"}
+
+
+def reading_by_table(row):
+    return helped(row)
+
+
+def helped(row):
+    return row[NAMES["of"]]
+
+
+def test_functions_that_read_other_columns_are_other_functions(monkeypatch):
+    """Also where their code is the same."""
+    for make in (reading, reading_by_default):
+        assert plain_field(make("text")) == plain_field(make("text")) != plain_field(make("other"))
+    before = plain_field(reading_by_table)
+    monkeypatch.setitem(NAMES, "of", "other")
+    assert plain_field(reading_by_table) != before
+    monkeypatch.setitem(NAMES, "of", "text")
+    assert plain_field(reading_by_table) == before
+    monkeypatch.setattr(sys.modules[__name__], "helped", lambda row: row["text"])
+    assert plain_field(reading_by_table) != before
+
+
+def test_a_field_that_is_another_function_is_tokenized_again(tokenizers, tmp_path):
+    rows = made_rows()
+    families = [Classification(reading(column), labels=("a", "b")) for column in ("text", "other")]
+    found = [build_store(opened(family, rows), "train", tokenizers["encoder"], tmp_path) for family in families]
+    assert found[0].folder != found[1].folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -48,7 +49,14 @@ def __getattr__(name: str) -> Any:
     """Load a public name when it is first used."""
     if name not in HOMES:
         raise AttributeError(f"module 'prefinetune' has no attribute {name!r}")
-    value = getattr(import_module(f"prefinetune.{HOMES[name]}"), name)
+    # An import makes objects by the hundred thousand and drops next to none: looking for dropped ones takes a fifth of its time.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        value = getattr(import_module(f"prefinetune.{HOMES[name]}"), name)
+    finally:
+        if collects:
+            gc.enable()
     globals()[name] = value
     return value
 

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import transformers
+import transformers.modeling_utils  # it is needed anyway, and `import transformers` leaves it for later
 from torch import nn
 from torch.nn.utils import parametrize
+from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from prefinetune import stream
@@ -227,6 +229,7 @@ class Backbone(nn.Module):
         self.name = name  # where its weights came from: a language-model head may have some there too
         self.config = trunk.config
         self.spectral_norm = spectral_norm  # of new heads
+        self._blank: dict[tuple[str, int], Head] = {}  # heads without weights, by kind and size: new ones are copies
 
     def layout(self, tokenizer: Tokenizer) -> Layout:
         """How this backbone reads its micro-batches."""
@@ -265,11 +268,12 @@ class Backbone(nn.Module):
         Raises:
             InputError: Transformers has no such class for this architecture.
         """
-        config = deepcopy(self.config)
-        config.num_labels = num_labels
-        with torch.device("meta"):  # its trunk is thrown away, so it need not exist
-            model = self._build(kind, config)
-        head = self._head(model, kind)
+        if (kind, num_labels) not in self._blank:
+            config = deepcopy(self.config)
+            config.num_labels = num_labels
+            with torch.device("meta"), no_init_weights():  # its trunk is thrown away, so it need not exist
+                self._blank[kind, num_labels] = self._head(self._build(kind, config), kind)
+        head = deepcopy(self._blank[kind, num_labels])
         head.to_empty(device="cpu")
         self._initialize(head.model)
         if self.spectral_norm:

@@ -398,6 +398,8 @@ class OpenTask:
         or left out: what the labels or the range are does not depend on which rows are trained on."""
         role = self.roles[0] if self.roles else "train"
         split = self.split(role)
+        if self.task.family.is_frozen:
+            return self.task.family
         try:
             return self.task.family.freeze(split.table.rows, split.place)
         except FieldError as error:

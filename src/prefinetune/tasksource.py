@@ -134,6 +134,8 @@ def family(found: Entry) -> Family:
 class OneOrTwoTexts(Classification):
     """Whether there is a second text is known when the rows are there: tasksource's records need not say so."""
 
+    is_frozen = False
+
     def freeze(self, rows: Dataset, place: str) -> Classification:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         if is_empty(rows, self.pair):

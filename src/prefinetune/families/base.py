@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import CodeType
+from itertools import chain
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -147,6 +148,11 @@ class Family:
         for value in self.fields():
             flat.extend(value if isinstance(value, tuple) else [value])
         return list(dict.fromkeys(part.split(".")[0] for part in flat if isinstance(part, str)))
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the record leaves nothing open that `freeze` would read from rows."""
+        return type(self).freeze is Family.freeze
 
     def freeze(self, rows: Dataset, place: str) -> Family:
         """This family with what the record left open (labels, a range) read from training rows.
@@ -326,9 +332,38 @@ def plain(value: Any) -> Any:
     if callable(value):
         import hashlib
 
-        digest = hashlib.blake2b(code_text(getattr(value, "__code__", None)).encode(), digest_size=4).hexdigest()
+        digest = hashlib.blake2b(function_text(value, []).encode(), digest_size=4).hexdigest()
         return f"function {getattr(value, '__qualname__', repr(value))} {digest}"
     return value
+
+
+def function_text(function: Any, seen: list[Any]) -> str:
+    """What a function does, the same in every process: its code, and the values it was made with and finds around it; of the
+    functions among these the same, as far as they are not `seen`."""
+    code = getattr(function, "__code__", None)
+    if any(function is one for one in seen) or code is None:
+        return getattr(function, "__qualname__", None) or stable(function)
+    seen.append(function)
+    values = [getattr(function, "__self__", None), *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
+    values += [cell.cell_contents for cell in function.__closure__ or ()]
+    values += [function.__globals__[name] for name in names_in(code) if name in function.__globals__]
+    return "|".join(
+        [code_text(code), *(function_text(one, seen) if isinstance(one, FunctionType) else stable(one) for one in values)]
+    )
+
+
+def names_in(code: CodeType) -> list[str]:
+    """The names of what a function looks for around it, and those of the functions in it."""
+    inner = (part for part in code.co_consts if isinstance(part, CodeType))
+    return [*code.co_names, *chain.from_iterable(map(names_in, inner))]
+
+
+def stable(value: Any) -> str:
+    """What a value is, without where in memory it lies."""
+    if isinstance(value, (ModuleType, type)):
+        return value.__name__
+    text = code_text(frozenset(value) if isinstance(value, set) else value)
+    return type(value).__qualname__ if " at 0x" in text else text
 
 
 def code_text(code: Any) -> str:

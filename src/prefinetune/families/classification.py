@@ -55,6 +55,10 @@ class Classification(Family):
     def inputs(self) -> tuple[Field, ...]:
         return apart(self.text, self.pair)
 
+    @property
+    def is_frozen(self) -> bool:
+        return self.labels is not None
+
     def freeze(self, rows: Dataset, place: str) -> Classification:
         names = getattr(rows.features.get(self.label), "names", None) if isinstance(self.label, str) else None
         if self.labels is not None:

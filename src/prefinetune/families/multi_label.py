@@ -80,6 +80,10 @@ class MultiLabel(Family):
     def inputs(self) -> tuple[Field, ...]:
         return apart(self.text, self.pair)
 
+    @property
+    def is_frozen(self) -> bool:
+        return self.labels is not None
+
     def freeze(self, rows: Dataset, place: str) -> MultiLabel:
         if self.labels is not None:
             return self

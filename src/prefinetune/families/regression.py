@@ -62,6 +62,10 @@ class Regression(Family):
     def inputs(self) -> tuple[Field, ...]:
         return apart(self.text, self.pair)
 
+    @property
+    def is_frozen(self) -> bool:
+        return self.low is not None and self.high is not None
+
     def freeze(self, rows: Dataset, place: str) -> Regression:
         if self.low is not None and self.high is not None:
             return self

@@ -84,6 +84,10 @@ class Tagging(Family):
     def label_field(self) -> Field:
         return self.tags
 
+    @property
+    def is_frozen(self) -> bool:
+        return self.labels is not None
+
     def freeze(self, rows: Dataset, place: str) -> Tagging:
         if self.labels is not None:
             return self
