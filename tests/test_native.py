@@ -519,7 +519,7 @@ def test_any_number_of_threads_gives_the_same_bits():
 @compiled
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is loaded")
 def test_there_is_one_pool_of_threads():
-    """Beside PyTorch's there is no OpenMP library of the system; that of scikit-learn, which Transformers loads, has another name."""
+    """No OpenMP library of the system beside PyTorch's; that of scikit-learn, which Transformers loads, has another name."""
     assert native.library() is not None
     loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libgomp.so" in line}
     assert len(loaded) <= 1
