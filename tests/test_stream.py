@@ -560,16 +560,14 @@ def test_dropout_is_where_transformers_has_it_and_at_its_rates(name, monkeypatch
     monkeypatch.setattr(functional, "dropout", shrink)
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attend_and_shrink)
     rates = {"hidden": 0.2, "attention": 0.3, "activation": 0.4, "head": 0.5}
-    model, found, moved = make_model(name, rates), {}, []
+    model = make_model(name, rates)
     drawn = make_drawn(model, count=2)
     expected_loss, expected = step(deepcopy(model).double(), drawn, layout_of(model, packed=False))
     loss, found = step(model, drawn, layout_of(model, packed=True))
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert_near(found, expected)
-    for place in rates:
-        _, without = step(make_model(name, rates | {place: 0.0}), drawn, layout_of(model, packed=True))
-        moved.append(norm_of({key: without[key] - expected[key] for key in expected}) > 0.01 * norm_of(expected))
-    assert moved[:2] == [True, True]  # every encoder has these
+    _, without = step(make_model(name), drawn, layout_of(model, packed=True))
+    assert norm_of({key: without[key] - expected[key] for key in expected}) > 0.1 * norm_of(expected)
 
 
 def real_states(model, batch):
