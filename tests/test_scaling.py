@@ -291,6 +291,7 @@ def test_the_rows_of_a_point_are_its_random_examples_again_and_again(tmp_path, m
     folders = scaling.write_stores(tmp_path, point)
     stores = [task.store for task in scaling.Trainer(point, folders).tasks]
     assert list(map(len, stores)) == [17, 17, 16]
+    assert [len(store.example_ends) for store in stores] == [17, 17, 16], "and no more are written"
     for number, store in enumerate(stores):
         examples = scaling.random_examples(7, (3, 9), scaling.number_of_labels(number), number)
         assert [store[at].source for at in range(len(store))] == list(range(len(store)))

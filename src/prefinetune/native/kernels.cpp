@@ -31,10 +31,8 @@ typedef float quad __attribute__((vector_size(16)));
 
 namespace {
 
-#ifndef FETCH
-#define FETCH 16
-#endif
 constexpr int PIECES = 32;  // of a sum over rows
+constexpr int FETCH = 16;   // rows of the next head that are fetched after each tile
 constexpr float LOG2_E = 1.44269504f;
 
 inline vec load(const float* p) { return *(const loose*)p; }
@@ -43,8 +41,14 @@ inline vec all(float x) { return x - vec{}; }
 inline vec choose(ivec mask, vec yes, vec no) { return mask ? yes : no; }
 inline int64_t round_up(int64_t n) { return (n + W - 1) / W * W; }
 
-struct Quads { quad at[W / 4]; };
-inline Quads quads(vec v) { Quads parts; std::memcpy(&parts, &v, sizeof v); return parts; }
+struct Quads {
+    quad at[W / 4];
+};
+inline Quads quads(vec v) {
+    Quads parts;
+    std::memcpy(&parts, &v, sizeof v);
+    return parts;
+}
 
 inline float sum(vec v) {
     const Quads parts = quads(v);
@@ -90,7 +94,8 @@ struct Line {  // of a mask
     uint32_t plus, times;
 };
 
-// Of each row and column, a number of 32 bits: (column's + row's) x row's, with random ones of columns and rows (multiply-shift hashing).
+// Of each row and column, a number of 32 bits: (column's + row's) x row's, with random ones of columns and rows (multiply-shift
+// hashing).
 struct Mask {
     uint64_t seed;
     int32_t dropped;  // an element is, when its number is below this
@@ -98,8 +103,10 @@ struct Mask {
     std::vector<uint32_t> columns;
 
     Mask(int64_t seed, double rate, int64_t width)
-        : seed(mix(uint64_t(seed))), dropped(int32_t(int64_t(std::min(rate * 4294967296.0, 4294967295.0)) - 2147483648)),
-          kept(all(rate < 1 ? 1 / (1 - rate) : 0)), columns(rate ? round_up(width) : 0) {
+        : seed(mix(uint64_t(seed))),
+          dropped(int32_t(int64_t(std::min(rate * 4294967296.0, 4294967295.0)) - 2147483648)),
+          kept(all(rate < 1 ? 1 / (1 - rate) : 0)),
+          columns(rate ? round_up(width) : 0) {
         for (size_t i = 0; i < columns.size(); i++) columns[i] = mix(i);
     }
 
@@ -127,11 +134,16 @@ struct Mask {
 // ---- what the next head needs, fetched into the second cache a little at a time while this one is computed
 
 struct Ahead {
-    struct Rows { const float* at; int64_t row, left; } all[8];
+    struct Rows {
+        const float* at;
+        int64_t row, left;
+    } all[8];
     int count = 0;
     int64_t size;
 
-    void add(const float* at, int64_t row, int64_t rows) { if (rows) all[count++] = {at, row, rows}; }
+    void add(const float* at, int64_t row, int64_t rows) {
+        if (rows) all[count++] = {at, row, rows};
+    }
 
     void fetch() {
         if (!count) return;
@@ -176,22 +188,22 @@ void tile(int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_
     }
     if (add) {
 #pragma GCC unroll 16
-    for (int i = 0; i < ROWS; i++)
+        for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 16
-        for (int j = 0; j < VECS; j++) store(c + i * c_row + j * W, load(c + i * c_row + j * W) + sums[i][j]);
+            for (int j = 0; j < VECS; j++) store(c + i * c_row + j * W, load(c + i * c_row + j * W) + sums[i][j]);
     } else {
 #pragma GCC unroll 16
-    for (int i = 0; i < ROWS; i++)
+        for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 16
-        for (int j = 0; j < VECS; j++) store(c + i * c_row + j * W, sums[i][j]);
+            for (int j = 0; j < VECS; j++) store(c + i * c_row + j * W, sums[i][j]);
     }
 }
-
 
 using Tile = void (*)(int64_t, Left, const float*, int64_t, float*, int64_t, bool);
 
 template <int VECS, int... ROWS>
-void columns_of(std::integer_sequence<int, ROWS...>, int64_t M, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add, Ahead& ahead) {
+void columns_of(std::integer_sequence<int, ROWS...>, int64_t M, int64_t K, Left a, const float* b, int64_t b_row, float* c,
+                int64_t c_row, bool add, Ahead& ahead) {
     static constexpr Tile tiles[] = {tile<ROWS + 1, VECS>...};
     constexpr int64_t MOST = sizeof...(ROWS);
     while (M) {  // the last two of about equal size
@@ -203,15 +215,18 @@ void columns_of(std::integer_sequence<int, ROWS...>, int64_t M, int64_t K, Left 
 }
 
 template <int VECS>
-void products(int64_t M, int64_t N, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add, Ahead& ahead) {
+void products(int64_t M, int64_t N, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add,
+              Ahead& ahead) {
     constexpr int MOST = std::min(12, (REGISTERS - VECS - 1) / VECS);  // sums, a row of B and an element of A in registers
     int64_t n = 0;
-    for (; n + VECS * W <= N; n += VECS * W) columns_of<VECS>(std::make_integer_sequence<int, MOST>(), M, K, a, b + n, b_row, c + n, c_row, add, ahead);
+    for (; n + VECS * W <= N; n += VECS * W)
+        columns_of<VECS>(std::make_integer_sequence<int, MOST>(), M, K, a, b + n, b_row, c + n, c_row, add, ahead);
     if constexpr (VECS > 1)
         if (n < N) products<VECS / 2>(M, N - n, K, a, b + n, b_row, c + n, c_row, add, ahead);
 }
 
-inline void multiply(int64_t M, int64_t N, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add, Ahead& ahead) {
+inline void multiply(int64_t M, int64_t N, int64_t K, Left a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add,
+                     Ahead& ahead) {
     products<REGISTERS == 32 ? 4 : 2>(M, N, K, a, b, b_row, c, c_row, add, ahead);
 }
 
@@ -226,13 +241,13 @@ struct Scratch {
 // ---- attention
 
 struct Sequences {
-    int64_t count, heads, size;                    // of a head
-    const int32_t *query_ends, *key_ends;          // [count + 1]
-    int64_t query_row, key_row, value_row;         // floats from one token to the next
+    int64_t count, heads, size;             // of a head
+    const int32_t *query_ends, *key_ends;   // [count + 1]
+    int64_t query_row, key_row, value_row;  // floats from one token to the next
     float scale;
     double dropout;
     int64_t seed;
-    int32_t causal, window;                        // window < 0: none
+    int32_t causal, window;  // window < 0: none
 };
 
 constexpr int64_t BLOCK = 64;  // queries at a time
@@ -249,7 +264,8 @@ inline vec pairs(vec a, vec b, int first) {  // of each four: a's two from `firs
 }
 
 // [rows, size] as [size, rows], filled up with zeros to whole vectors.
-void transpose(const float* from, int64_t row, int64_t rows, int64_t size, float* to, int64_t to_row, const float* soon, int64_t soon_row) {
+void transpose(const float* from, int64_t row, int64_t rows, int64_t size, float* to, int64_t to_row, const float* soon,
+               int64_t soon_row) {
     static const float zeros[W] = {};
     alignas(64) float parts[W / 4][4][W / 4][4];
     for (int64_t j = 0; j < rows; j += W)
@@ -261,7 +277,8 @@ void transpose(const float* from, int64_t row, int64_t rows, int64_t size, float
             }
             for (int c = 0; c < W / 4; c++) {
                 const vec p = load(parts[c][0][0]), q = load(parts[c][1][0]), r = load(parts[c][2][0]), s = load(parts[c][3][0]);
-                const vec pq = shuffle(p, q, 0, 1), rs = shuffle(r, s, 0, 1), pq2 = shuffle(p, q, 2, 3), rs2 = shuffle(r, s, 2, 3);
+                const vec pq = shuffle(p, q, 0, 1), rs = shuffle(r, s, 0, 1), pq2 = shuffle(p, q, 2, 3),
+                          rs2 = shuffle(r, s, 2, 3);
                 float* out = to + (e + 4 * c) * to_row + j;
                 store(out, pairs(pq, rs, 0));
                 store(out + to_row, pairs(pq, rs, 2));
@@ -300,9 +317,7 @@ inline ivec sees(const Sequences& s, int64_t query, int64_t key) {
 std::vector<int64_t> in_order(const Sequences& s) {
     std::vector<int64_t> order(s.count);
     for (int64_t i = 0; i < s.count; i++) order[i] = i;
-    auto cost = [&](int64_t i) {
-        return int64_t(s.query_ends[i + 1] - s.query_ends[i]) * (s.key_ends[i + 1] - s.key_ends[i]);
-    };
+    auto cost = [&](int64_t i) { return int64_t(s.query_ends[i + 1] - s.query_ends[i]) * (s.key_ends[i + 1] - s.key_ends[i]); };
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost(a) > cost(b); });
     return order;
 }
@@ -318,8 +333,12 @@ struct Work {
     int64_t sequence, head, query, queries, key, keys;
 
     Work(const Sequences& s, int64_t sequence, int64_t head)
-        : sequence(sequence), head(head), query(s.query_ends[sequence]), queries(s.query_ends[sequence + 1] - query),
-          key(s.key_ends[sequence]), keys(s.key_ends[sequence + 1] - key) {}
+        : sequence(sequence),
+          head(head),
+          query(s.query_ends[sequence]),
+          queries(s.query_ends[sequence + 1] - query),
+          key(s.key_ends[sequence]),
+          keys(s.key_ends[sequence + 1] - key) {}
 };
 
 // Some of its queries, as many as fill whole vectors, and the keys that any of them sees.
@@ -327,8 +346,11 @@ struct Block {
     int64_t start, rows, lanes, begin, end;
 
     Block(const Sequences& s, const Work& work, int64_t start, int64_t step)
-        : start(start), rows(std::min(step, work.queries - start)), lanes(round_up(rows)),
-          begin(seen(s, start, work.keys).first), end(seen(s, start + rows - 1, work.keys).end) {}
+        : start(start),
+          rows(std::min(step, work.queries - start)),
+          lanes(round_up(rows)),
+          begin(seen(s, start, work.keys).first),
+          end(seen(s, start + rows - 1, work.keys).end) {}
 };
 
 inline int64_t step_of(const Work& work) {
@@ -344,10 +366,12 @@ int32_t vector_width() { return W; }
 
 // out: [n, heads, size] contiguous; sums: [2, heads, n], of each query the largest score x scale and the inverse of what its
 // softmax divides by, both in base 2.
-void attend_forward(const Sequences* sequences, const float* query, const float* key, const float* value, float* out, float* sums) {
+void attend_forward(const Sequences* sequences, const float* query, const float* key, const float* value, float* out,
+                    float* sums) {
     const Sequences& s = *sequences;
     const std::vector<int64_t> order = in_order(s);
-    const int64_t n = s.query_ends[s.count], out_row = s.heads * s.size, items = s.count * s.heads, most_keys = longest(s.key_ends, s.count);
+    const int64_t n = s.query_ends[s.count], out_row = s.heads * s.size, items = s.count * s.heads,
+                  most_keys = longest(s.key_ends, s.count);
     const Mask mask(s.seed, s.dropout, most_keys);
     const float scale = s.scale * LOG2_E, kept = s.dropout < 1 ? 1 / (1 - s.dropout) : 0;
     const bool partial = s.causal || s.window >= 0;
@@ -407,26 +431,30 @@ void attend_forward(const Sequences* sequences, const float* query, const float*
                 std::memcpy(sums + (s.heads + work.head) * n + first, inverses.data(), block.rows * sizeof(float));
                 multiply(block.rows, s.size, keys, {table, 1, lanes}, v, s.value_row, o, out_row, false, ahead);
                 for (int64_t r = 0; r < block.rows; r++)
-                    for (int64_t e = 0; e < s.size; e += W) store(o + r * out_row + e, load(o + r * out_row + e) * (inverses[r] * kept));
+                    for (int64_t e = 0; e < s.size; e += W)
+                        store(o + r * out_row + e, load(o + r * out_row + e) * (inverses[r] * kept));
             }
         }
     }
 }
 
 // Gradients are [n, heads, size] contiguous, as `out` and `grad`.
-void attend_backward(const Sequences* sequences, const float* query, const float* key, const float* value, const float* out, const float* sums,
-                     const float* grad, float* grad_query, float* grad_key, float* grad_value) {
+void attend_backward(const Sequences* sequences, const float* query, const float* key, const float* value, const float* out,
+                     const float* sums, const float* grad, float* grad_query, float* grad_key, float* grad_value) {
     const Sequences& s = *sequences;
     const std::vector<int64_t> order = in_order(s);
-    const int64_t n = s.query_ends[s.count], out_row = s.heads * s.size, items = s.count * s.heads, most_keys = longest(s.key_ends, s.count);
+    const int64_t n = s.query_ends[s.count], out_row = s.heads * s.size, items = s.count * s.heads,
+                  most_keys = longest(s.key_ends, s.count);
     const Mask mask(s.seed, s.dropout, most_keys);
     const float scale = s.scale * LOG2_E, kept = s.dropout < 1 ? 1 / (1 - s.dropout) : 0;
     const bool partial = s.causal || s.window >= 0;
 #pragma omp parallel
     {
-        Scratch queries_turned(s.size * BLOCK), grads_turned(s.size * BLOCK), scores(BLOCK * most_keys), slopes(BLOCK * most_keys);
+        Scratch queries_turned(s.size * BLOCK), grads_turned(s.size * BLOCK), scores(BLOCK * most_keys),
+            slopes(BLOCK * most_keys);
         Scratch shifts(BLOCK), inverses(BLOCK), means(BLOCK);
-        std::fill(shifts.data(), shifts.data() + BLOCK, 0), std::fill(inverses.data(), inverses.data() + BLOCK, 0), std::fill(means.data(), means.data() + BLOCK, 0);
+        std::fill(shifts.data(), shifts.data() + BLOCK, 0), std::fill(inverses.data(), inverses.data() + BLOCK, 0),
+            std::fill(means.data(), means.data() + BLOCK, 0);
         alignas(64) uint32_t plus[BLOCK], times[BLOCK];
 #pragma omp for schedule(dynamic, 4)
         for (int64_t item = 0; item < items; item++) {
@@ -452,7 +480,8 @@ void attend_backward(const Sequences* sequences, const float* query, const float
                     }
             for (int64_t start = 0, step = step_of(work); start < work.queries; start += step) {
                 const Block block(s, work, start, step);
-                const int64_t first = work.query + start, first_key = work.key + block.begin, lanes = block.lanes, keys = block.end - block.begin;
+                const int64_t first = work.query + start, first_key = work.key + block.begin, lanes = block.lanes,
+                              keys = block.end - block.begin;
                 const float* q = query + first * s.query_row + work.head * s.size;
                 const float* k = key + first_key * s.key_row + work.head * s.size;
                 const float* v = value + first_key * s.value_row + work.head * s.size;
@@ -460,8 +489,10 @@ void attend_backward(const Sequences* sequences, const float* query, const float
                 const float* o = out + first * out_row + work.head * s.size;
                 transpose(q, s.query_row, block.rows, s.size, queries_turned.data(), lanes, k, s.key_row);
                 transpose(g_, out_row, block.rows, s.size, grads_turned.data(), lanes, v, s.value_row);
-                multiply(keys, lanes, s.size, {k, s.key_row, 1}, queries_turned.data(), lanes, scores.data(), lanes, false, ahead);
-                multiply(keys, lanes, s.size, {v, s.value_row, 1}, grads_turned.data(), lanes, slopes.data(), lanes, false, ahead);
+                multiply(keys, lanes, s.size, {k, s.key_row, 1}, queries_turned.data(), lanes, scores.data(), lanes, false,
+                         ahead);
+                multiply(keys, lanes, s.size, {v, s.value_row, 1}, grads_turned.data(), lanes, slopes.data(), lanes, false,
+                         ahead);
                 std::memcpy(shifts.data(), sums + work.head * n + first, block.rows * sizeof(float));
                 std::memcpy(inverses.data(), sums + (s.heads + work.head) * n + first, block.rows * sizeof(float));
                 for (int64_t r = 0; r < block.rows; r++) {
@@ -475,7 +506,8 @@ void attend_backward(const Sequences* sequences, const float* query, const float
                         plus[r] = line.plus, times[r] = line.times;
                     }
                 for (int64_t g = 0; g < lanes; g += W) {
-                    const vec shift = load(shifts.data() + g), inverse = load(inverses.data() + g), mean = load(means.data() + g) * inverse * s.scale;
+                    const vec shift = load(shifts.data() + g), inverse = load(inverses.data() + g),
+                              mean = load(means.data() + g) * inverse * s.scale;
                     const vec weight = inverse * kept, slant = weight * s.scale;
                     uvec p_, t_;
                     std::memcpy(&p_, plus + g, sizeof p_), std::memcpy(&t_, times + g, sizeof t_);
@@ -498,7 +530,8 @@ void attend_backward(const Sequences* sequences, const float* query, const float
                 float* gv = grad_value + first_key * out_row + work.head * s.size;
                 float* gq = grad_query + first * out_row + work.head * s.size;
                 multiply(keys, s.size, block.rows, {scores.data(), lanes, 1}, g_, out_row, gv, out_row, partial || start, ahead);
-                multiply(keys, s.size, block.rows, {slopes.data(), lanes, 1}, q, s.query_row, gk, out_row, partial || start, ahead);
+                multiply(keys, s.size, block.rows, {slopes.data(), lanes, 1}, q, s.query_row, gk, out_row, partial || start,
+                         ahead);
                 multiply(block.rows, s.size, keys, {slopes.data(), 1, lanes}, k, s.key_row, gq, out_row, false, ahead);
             }
         }
@@ -508,7 +541,8 @@ void attend_backward(const Sequences* sequences, const float* query, const float
 // out = (z - mean) x inverse x weight + shift with z = residual + dropout(hidden + bias), per row of d. `normal` keeps
 // (z - mean) x inverse, `inverses` [n] the inverse standard deviations.
 void add_norm_forward(int64_t n, int64_t d, const float* hidden, const float* bias, const float* residual, const float* weight,
-                      const float* shift, float epsilon, double dropout, int64_t seed, float* out, float* normal, float* inverses) {
+                      const float* shift, float epsilon, double dropout, int64_t seed, float* out, float* normal,
+                      float* inverses) {
     const Mask mask(seed, dropout, d);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
@@ -581,8 +615,8 @@ void add_norm_backward(int64_t n, int64_t d, const float* grad, const float* nor
 
 namespace {
 
-// The normal distribution's function and density at u. erf by Abramowitz and Stegun 7.1.26 (error below 1.5e-7), whose exponential
-// the density shares.
+// The normal distribution's function and density at u. erf by Abramowitz and Stegun 7.1.26 (error below 1.5e-7), whose
+// exponential the density shares.
 inline void normal_at(vec u, vec& below_u, vec& density) {
     const vec size = choose(u < vec{}, -u, u) * 0.70710678f;
     const vec bell = power_of_two(-size * size * LOG2_E);
@@ -611,8 +645,8 @@ void gelu_forward(int64_t n, int64_t d, const float* hidden, const float* bias, 
 }
 
 // sums: [PIECES, d] scratch.
-void gelu_backward(int64_t n, int64_t d, const float* grad, const float* hidden, const float* bias, float* grad_hidden, float* sums,
-                   float* grad_bias) {
+void gelu_backward(int64_t n, int64_t d, const float* grad, const float* hidden, const float* bias, float* grad_hidden,
+                   float* sums, float* grad_bias) {
 #pragma omp parallel for schedule(static)
     for (int64_t piece = 0; piece < PIECES; piece++) {
         float* of_bias = sums + piece * d;
