@@ -20,7 +20,9 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    attention_dropout: float | None = Field(None, ge=0, lt=1, description="replaces the model's own; 0 is faster on CPU")
+    attention_dropout: float | None = Field(
+        None, ge=0, lt=1, description="replaces the model's own; 0 is faster on CPUs without a C++ compiler"
+    )
 
 
 class DataSettings(Section):
