@@ -781,7 +781,12 @@ def attend_in_a_loop(query, key, value, queries, keys, scale, causal=False, wind
 
 
 @pytest.mark.parametrize("kind", ["self", "cross", "causal", "window"])
-@given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 7)), min_size=1, max_size=6), st.integers(0, 3), st.integers(0, 99))
+@given(
+    # 11 and 12 are padded together, shorter ones go with their like.
+    st.lists(st.tuples(st.sampled_from([0, 1, 3, 11, 12]), st.sampled_from([1, 2, 11, 12])), min_size=1, max_size=6),
+    st.integers(0, 3),
+    st.integers(0, 99),
+)
 @settings(max_examples=25)
 def test_attention_in_groups_is_that_of_each_sequence_alone_with_its_gradient(kind, pairs, window, seed):
     asked, seen = np.array(pairs).T
