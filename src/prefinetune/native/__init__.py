@@ -10,11 +10,14 @@ Letters: n tokens of a stream, m tokens that it attends to, s sequences, h heads
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sys
+from ctypes import c_double, c_int32, c_int64, c_void_p
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -33,7 +36,6 @@ CAPABILITIES = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
     "AVX2": ("-mavx2", "-mfma"),
 }
-PIECES = 32  # of a sum over rows, as in the source
 
 
 @cache
@@ -45,15 +47,20 @@ def library() -> Any:
     try:
         loaded = ctypes.CDLL(str(built()))
     except (OSError, subprocess.SubprocessError) as error:
-        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
         log.warning(
             "compiled CPU kernels are not used, and updates take longer: %s. A C++ compiler (g++, or the one that CXX names) "
-            "makes them in a few seconds; PREFINETUNE_NATIVE=0 goes without them silently",
-            next((line for line in lines if "error" in line), lines[0]),
+            "makes them in a few seconds (apt install g++, dnf install gcc-c++); PREFINETUNE_NATIVE=0 goes without them silently",
+            first_complaint(error),
         )
         return None
     log.info("compiled CPU kernels: %d floats at a time", loaded.vector_width())
     return loaded
+
+
+def first_complaint(error: Exception) -> str:
+    """What is wrong, in one line; of a compiler's many, the first that speaks of an error."""
+    lines = error.stderr.splitlines() if isinstance(error, subprocess.CalledProcessError) else []
+    return next((line for line in lines if "error" in line), str(error))
 
 
 def built() -> Path:
@@ -63,20 +70,19 @@ def built() -> Path:
         OSError: no compiler, the cache cannot be written, or what was made cannot be loaded.
         subprocess.SubprocessError: the compiler failed.
     """
-    compiler = os.environ.get("CXX") or "g++"
-    found = shutil.which(compiler)
-    if found is None:
-        raise OSError(f"there is no C++ compiler {compiler!r}")
-    command = [found, *FLAGS, *CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ()), *openmp()]
-    digest = blake2b(SOURCE.read_bytes() + "\0".join([*command, sys.platform]).encode(), digest_size=8).hexdigest()
-    folder = cache_folder() / "native" / digest
+    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    if compiler is None:
+        raise OSError(f"there is no C++ compiler {os.environ.get('CXX') or 'g++'!r}")
+    flags = CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ())
+    command = [compiler, *FLAGS, *flags, str(SOURCE), *openmp()]
+    key = [SOURCE.read_text(), *command, sys.platform, platform.machine()]
+    folder = cache_folder() / "native" / blake2b("\0".join(key).encode(), digest_size=8).hexdigest()
     if not (folder / "manifest.json").exists():
         with building(folder) as made:
-            subprocess.run(
-                [*command, str(SOURCE), "-o", str(made / "kernels.so")], check=True, capture_output=True, text=True, timeout=300
-            )
+            command += ["-o", str(made / "kernels.so")]
+            subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=300)
             ctypes.CDLL(str(made / "kernels.so"))  # what cannot be loaded is not kept
-            (made / "manifest.json").write_text("{}")
+            (made / "manifest.json").write_text(json.dumps(command))
     return folder / "kernels.so"
 
 
@@ -96,25 +102,36 @@ def takes(*tensors: torch.Tensor) -> bool:
 
 def new_seed(dropout: float) -> int:
     """Of a mask; drawn from PyTorch's generator, so that `torch.manual_seed` decides."""
-    return int(torch.randint(2**62, ())) if dropout else 0
+    return int(torch.randint(2**62, (), device="cpu")) if dropout else 0
 
 
-def at(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def at(tensor: torch.Tensor) -> c_void_p:
+    return c_void_p(tensor.data_ptr())
 
 
 # ---- attention
 
 
-class Sequences(ctypes.Structure):
+class Rows(ctypes.Structure):
+    """As in the source."""
+
+    _fields_ = (("at", c_void_p), ("row", c_int64))
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Rows:
+        return cls(tensor.data_ptr(), tensor.stride(0))
+
+
+class Attention(ctypes.Structure):
     """As in the source."""
 
     _fields_ = (
-        ("count", ctypes.c_int64), ("heads", ctypes.c_int64), ("size", ctypes.c_int64),
-        ("query_ends", ctypes.c_void_p), ("key_ends", ctypes.c_void_p),
-        ("query_row", ctypes.c_int64), ("key_row", ctypes.c_int64), ("value_row", ctypes.c_int64),
-        ("scale", ctypes.c_float), ("dropout", ctypes.c_double), ("seed", ctypes.c_int64),
-        ("causal", ctypes.c_int32), ("window", ctypes.c_int32),
+        ("scale", c_double), ("dropout", c_double), ("seed", c_int64),
+        ("causal", c_int32), ("window", c_int32),
+        ("count", c_int64), ("heads", c_int64), ("size", c_int64),
+        ("query_ends", c_void_p), ("key_ends", c_void_p), ("sums", c_void_p),
+        ("query", Rows), ("key", Rows), ("value", Rows), ("out", Rows),
+        ("grad", Rows), ("grad_query", Rows), ("grad_key", Rows), ("grad_value", Rows),
     )  # fmt: skip
 
 
@@ -127,28 +144,30 @@ class Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, query_ends, key_ends, scale, dropout, causal, window):
         query, key, value = (heads_together(tensor) for tensor in (query, key, value))
-        _, heads, size = query.shape
-        ctx.about = Sequences(
-            len(query_ends) - 1, heads, size, query_ends.data_ptr(), key_ends.data_ptr(),
-            query.stride(0), key.stride(0), value.stride(0), scale, dropout, new_seed(dropout), causal,
-            -1 if window is None else window,
-        )  # fmt: skip
-        out = query.new_empty(query.shape)
-        log_sums = query.new_empty(2, heads, len(query))
-        library().attend_forward(ctypes.byref(ctx.about), at(query), at(key), at(value), at(out), at(log_sums))
-        ctx.save_for_backward(query, key, value, out, log_sums, query_ends, key_ends)  # the ends: `about` points into them
+        n, heads, _ = query.shape
+        out, sums = query.new_empty(query.shape), query.new_empty(2, heads, n)
+        ctx.settings = scale, dropout, new_seed(dropout), causal, -1 if window is None else window
+        saved = query, key, value, out, sums, query_ends, key_ends
+        library().attend_forward(ctypes.byref(attention(*saved, ctx.settings)))
+        ctx.save_for_backward(*saved)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        query, key, value, out, log_sums, _, _ = ctx.saved_tensors
-        grad = grad.contiguous()
-        grads = [one.new_empty(one.shape) for one in (query, key, value)]
-        library().attend_backward(
-            ctypes.byref(ctx.about), at(query), at(key), at(value), at(out), at(log_sums), at(grad), *(at(one) for one in grads)
-        )
+        saved = ctx.saved_tensors
+        grad, grads = heads_together(grad), [tensor.new_empty(tensor.shape) for tensor in saved[:3]]
+        library().attend_backward(ctypes.byref(attention(*saved, ctx.settings, grad, *grads)))
         return *grads, None, None, None, None, None, None
+
+
+def attention(query, key, value, out, sums, query_ends, key_ends, settings, *grads) -> Attention:
+    of_streams, of_grads = (tuple(map(Rows.of, tensors)) for tensors in ((query, key, value, out), grads))
+    _, heads, size = query.shape
+    return Attention(
+        *settings, len(query_ends) - 1, heads, size, query_ends.data_ptr(), key_ends.data_ptr(), sums.data_ptr(),
+        *of_streams, *of_grads,
+    )  # fmt: skip
 
 
 def attend(
@@ -177,8 +196,8 @@ class DropoutAddNorm(torch.autograd.Function):
         ctx.dropout, ctx.seed = dropout, new_seed(dropout)
         out, normal, inverses = torch.empty_like(hidden), torch.empty_like(hidden), hidden.new_empty(n)
         library().add_norm_forward(
-            ctypes.c_int64(n), ctypes.c_int64(d), at(hidden), at(bias), at(residual), at(weight), at(shift),
-            ctypes.c_float(epsilon), ctypes.c_double(dropout), ctypes.c_int64(ctx.seed), at(out), at(normal), at(inverses),
+            c_int64(n), c_int64(d), at(hidden), at(bias), at(residual), at(weight), at(shift), c_double(epsilon),
+            c_double(dropout), c_int64(ctx.seed), at(out), at(normal), at(inverses),
         )  # fmt: skip
         ctx.save_for_backward(normal, inverses, weight)
         return out
@@ -189,14 +208,13 @@ class DropoutAddNorm(torch.autograd.Function):
         normal, inverses, weight = ctx.saved_tensors
         grad = grad.contiguous()
         n, d = grad.shape
-        grad_hidden, grad_residual = torch.empty_like(grad), torch.empty_like(grad)
-        sums, grad_sums = grad.new_empty(PIECES, 3, d), grad.new_empty(3, d)
+        grad_hidden, grad_residual, sums = torch.empty_like(grad), torch.empty_like(grad), grad.new_empty(3, d)
         library().add_norm_backward(
-            ctypes.c_int64(n), ctypes.c_int64(d), at(grad), at(normal), at(inverses), at(weight), ctypes.c_double(ctx.dropout),
-            ctypes.c_int64(ctx.seed), at(grad_hidden), at(grad_residual), at(sums), at(grad_sums),
+            c_int64(n), c_int64(d), at(grad), at(normal), at(inverses), at(weight), c_double(ctx.dropout), c_int64(ctx.seed),
+            at(grad_hidden), at(grad_residual), at(sums),
         )  # fmt: skip
-        of_weight, of_shift, of_bias = grad_sums
-        return grad_hidden, of_bias, grad_residual, of_weight, of_shift, None, None
+        grad_weight, grad_shift, grad_bias = sums
+        return grad_hidden, grad_bias, grad_residual, grad_weight, grad_shift, None, None
 
 
 def dropout_add_norm(
@@ -208,7 +226,7 @@ def dropout_add_norm(
     epsilon: float,
     dropout: float,
 ) -> torch.Tensor:
-    """`ops.dropout_add_norm`: [n, d]."""
+    """`ops.dropout_add_norm`: [n, d] twice, [d] three times."""
     return DropoutAddNorm.apply(hidden, bias, residual, weight, shift, epsilon, dropout)
 
 
@@ -217,7 +235,7 @@ class BiasGelu(torch.autograd.Function):
     def forward(ctx, hidden, bias):
         hidden, bias = hidden.contiguous(), bias.contiguous()
         out = torch.empty_like(hidden)
-        library().gelu_forward(ctypes.c_int64(len(hidden)), ctypes.c_int64(hidden.shape[1]), at(hidden), at(bias), at(out))
+        library().gelu_forward(*map(c_int64, hidden.shape), at(hidden), at(bias), at(out))
         ctx.save_for_backward(hidden, bias)
         return out
 
@@ -226,16 +244,13 @@ class BiasGelu(torch.autograd.Function):
     def backward(ctx, grad):
         hidden, bias = ctx.saved_tensors
         grad = grad.contiguous()
-        n, d = grad.shape
-        grad_hidden, sums, grad_bias = torch.empty_like(grad), grad.new_empty(PIECES, d), grad.new_empty(d)
-        library().gelu_backward(
-            ctypes.c_int64(n), ctypes.c_int64(d), at(grad), at(hidden), at(bias), at(grad_hidden), at(sums), at(grad_bias)
-        )
+        grad_hidden, grad_bias = torch.empty_like(grad), torch.empty_like(bias)
+        library().gelu_backward(*map(c_int64, grad.shape), at(grad), at(hidden), at(bias), at(grad_hidden), at(grad_bias))
         return grad_hidden, grad_bias
 
 
 def bias_gelu(hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """`ops.bias_gelu`: [n, d]."""
+    """`ops.bias_gelu`: [n, d] and [d]."""
     return BiasGelu.apply(hidden, bias)
 
 
@@ -254,8 +269,7 @@ class Drop(torch.autograd.Function):
 def masked(values: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
     values = values.contiguous()
     out = torch.empty_like(values)
-    n, d = values.shape
-    library().drop(ctypes.c_int64(n), ctypes.c_int64(d), at(values), ctypes.c_double(dropout), ctypes.c_int64(seed), at(out))
+    library().drop(*map(c_int64, values.shape), at(values), c_double(dropout), c_int64(seed), at(out))
     return out
 
 
