@@ -3,6 +3,7 @@
 Letters: m target tokens of a segment, v size of the vocabulary.
 """
 
+import gc
 import json
 import random
 
@@ -20,7 +21,7 @@ from prefinetune.batch import Drawn, Layout, make_batch
 from prefinetune.errors import FieldError, InputError
 from prefinetune.evaluate import predict
 from prefinetune.export import assemble
-from prefinetune.families import Encoded, Generation
+from prefinetune.families import Classification, Encoded, Generation
 from prefinetune.finetune import finetune
 from prefinetune.model import MultiTask, load_backbone
 from prefinetune.objective import scaled
@@ -364,3 +365,16 @@ def test_a_validation_split_keeps_the_numbers_of_its_rows_when_some_are_left_out
     chosen = [int(at) for at in np.linspace(0, 29, 15) if int(at) != 4]
     assert [one.source for one in found] == chosen
     assert [one.reference for one in found] == [(rows[at]["target"],) for at in chosen]
+
+
+def test_all_heads_of_an_encoder_decoder_have_one_trunk_in_common(tiny_bart):
+    """And no copy of it each: a hundred tasks would need a hundred times the memory."""
+
+    def trunks():
+        gc.collect()
+        return sum(isinstance(one, transformers.BartModel) for one in gc.get_objects())
+
+    before = trunks()
+    model = MultiTask(load_backbone(str(tiny_bart)), {name: Classification("text", labels=("a", "b")) for name in "xyz"})
+    assert trunks() - before == 1
+    assert len(model.heads) == 3

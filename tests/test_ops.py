@@ -234,3 +234,10 @@ def test_bounds_are_cumulative_lengths_and_move_to_devices_whole(lengths):
     assert moved.ends.device.type == "meta"
     assert (moved.ends.dtype, moved.longest, moved.total) == (torch.int32, max(lengths, default=0), sum(lengths))
     assert bounds.ends.device.type == "cpu"
+
+
+def test_parameters_of_another_precision_are_not_read_as_single():
+    hidden, residual, bias = torch.randn(5, 32), torch.randn(5, 32), torch.randn(32).double()
+    norm = torch.nn.LayerNorm(32).double()
+    assert torch.equal(ops.bias_gelu(hidden, bias), torch.nn.functional.gelu(hidden + bias))
+    assert torch.equal(ops.dropout_add_norm(hidden, bias, residual, norm, 0.0), norm(residual + (hidden + bias)))

@@ -28,7 +28,8 @@ from transformers.modeling_outputs import (
 )
 
 from prefinetune import stream
-from prefinetune.model import Backbone, Head, Noise, States, head_class, noised
+from prefinetune.model import Backbone, Head, States, head_class, noised
+from prefinetune.stream import Noise
 
 if TYPE_CHECKING:
     from prefinetune.batch import Batch

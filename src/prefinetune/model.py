@@ -8,7 +8,7 @@ Letters: b sequences ("rows") of a micro-batch, n tokens of them all, d hidden s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from prefinetune.errors import InputError, listing
 from prefinetune.families import Family, Segment
 from prefinetune.mixture import hash_key
 from prefinetune.ops import Bounds
+from prefinetune.stream import Noise
 
 if TYPE_CHECKING:
     from prefinetune.task import Task
@@ -82,9 +83,6 @@ class States:
         place = torch.arange(self.longest, device=self.hidden.device)
         mask = place < self.lengths[rows, None]
         return self.hidden[self.starts[rows, None] + torch.where(mask, place, 0)], mask.long()
-
-
-Noise = Callable[[torch.Tensor], torch.Tensor]  # makes noise for token embeddings [r, l, d]
 
 
 class Given(nn.Module):
@@ -273,7 +271,8 @@ class Backbone(nn.Module):
             config.num_labels = num_labels
             with torch.device("meta"), no_init_weights():  # its trunk is thrown away, so it need not exist
                 self._blank[kind, num_labels] = self._head(self._build(kind, config), kind)
-        head = deepcopy(self._blank[kind, num_labels])
+        # An encoder-decoder's heads refer to the trunk, and go on to do so.
+        head = deepcopy(self._blank[kind, num_labels], {id(self.trunk): self.trunk})
         head.to_empty(device="cpu")
         self._initialize(head.model)
         if self.spectral_norm:

@@ -2,7 +2,7 @@
 
 Each has a plain PyTorch form, which defines what it computes, and on CPUs a compiled one (see `native`) that is used where it
 could be built and takes the inputs at hand. On GPUs attention is FlashAttention (Dao 2023, arXiv 2307.08691), which PyTorch
-brings, and the rest is left to `torch.compile`.
+brings, and the rest is plain.
 
 Letters: n tokens of a stream, m tokens that it attends to, s sequences, h heads, e size of a head, d hidden size.
 """
@@ -106,14 +106,14 @@ def dropout_add_norm(
     dropout: float,
 ) -> torch.Tensor:
     """norm(residual + dropout(hidden + bias)), [n, d]: what follows both halves of a post-norm layer."""
-    if native.takes(hidden, residual):
+    if native.takes(hidden, bias, residual, norm.weight, norm.bias):
         return native.dropout_add_norm(hidden, bias, residual, norm.weight, norm.bias, norm.eps, dropout)
     return norm(residual + functional.dropout(hidden + bias, dropout))
 
 
 def bias_gelu(hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """gelu(hidden + bias), the exact form with erf, [n, d]."""
-    if native.takes(hidden):
+    if native.takes(hidden, bias):
         return native.bias_gelu(hidden, bias)
     return functional.gelu(hidden + bias)
 
@@ -136,7 +136,6 @@ def flash_precision(query: torch.Tensor) -> torch.dtype | None:
     return precision if precision in (torch.float16, torch.bfloat16) else None
 
 
-@torch.compiler.assume_constant_result
 def flash_works(device: int) -> bool:
     """Whether PyTorch was built with FlashAttention, and a GPU is of a kind that runs it (from Ampere on)."""
     built = torch.version.cuda is not None and torch.backends.cuda.is_flash_attention_available()

@@ -22,7 +22,7 @@ from prefinetune.ops import Bounds, attend, bias_gelu, drop, dropout_add_norm
 if TYPE_CHECKING:
     from prefinetune.batch import Batch
 
-    Noise = Callable[[torch.Tensor], torch.Tensor]
+Noise = Callable[[torch.Tensor], torch.Tensor]  # makes noise for token embeddings, of any shape
 
 BERT = ("bert", "camembert", "electra", "ernie", "roberta", "xlm-roberta")
 ROBERTA = ("camembert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")  # count from behind the padding id

@@ -85,7 +85,7 @@ class MultiLabel(Family):
         return self.labels is not None
 
     def freeze(self, rows: Dataset, place: str) -> MultiLabel:
-        if self.labels is not None:
+        if self.is_frozen:
             return self
         if isinstance(self.label, tuple):
             return replace(self, labels=tuple(str(column) for column in self.label))

@@ -67,7 +67,7 @@ class Regression(Family):
         return self.low is not None and self.high is not None
 
     def freeze(self, rows: Dataset, place: str) -> Regression:
-        if self.low is not None and self.high is not None:
+        if self.is_frozen:
             return self
         given = lambda row: () if self.skips(row) else (self._number(row),)  # noqa: E731
         values = list(listed_values(rows, self.label, given, place))

@@ -89,7 +89,7 @@ class Tagging(Family):
         return self.labels is not None
 
     def freeze(self, rows: Dataset, place: str) -> Tagging:
-        if self.labels is not None:
+        if self.is_frozen:
             return self
         if names := hub_labels(rows, self.tags):
             return replace(self, labels=names)
