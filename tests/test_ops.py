@@ -241,3 +241,44 @@ def test_parameters_of_another_precision_are_not_read_as_single():
     norm = torch.nn.LayerNorm(32).double()
     assert torch.equal(ops.bias_gelu(hidden, bias), torch.nn.functional.gelu(hidden + bias))
     assert torch.equal(ops.dropout_add_norm(hidden, bias, residual, norm, 0.0), norm(residual + (hidden + bias)))
+
+
+# ---- attention on GPUs, as far as it can be seen without one
+
+
+def test_flash_attention_takes_what_it_is_given_and_has_a_gradient():
+    """PyTorch's own operator, on tensors without content."""
+    queries, keys = (Bounds.of(np.array(lengths)).to("meta") for lengths in ([3, 0, 5], [3, 2, 9]))
+    query = torch.zeros(8, 2, 32, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    key, value = (torch.zeros(14, 2, 32, device="meta", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    out = ops.attend_by_flash(query, key, value, queries, keys, scale=0.2, dropout=0.1, causal=True, window=4)
+    assert (out.shape, out.dtype) == (query.shape, torch.bfloat16)
+    gradients = torch.autograd.grad(out.sum(), [query, key, value])
+    assert [gradient.shape for gradient in gradients] == [query.shape, key.shape, value.shape]
+
+
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 3), (True, 3)])
+def test_flash_attention_is_asked_for_the_same_as_plain_attention(causal, window, monkeypatch):
+    """By an operator in its place that reads its arguments as FlashAttention documents them."""
+    bounds = Bounds.of(np.array([7, 1, 4]))
+    states = [torch.randn(12, 2, 32) for _ in range(3)]
+    expected = ops.attend(*states, bounds, bounds, scale=0.3, causal=causal, window=window)
+
+    def operator(query, key, value, query_ends, key_ends, longest, longest_key, dropout, is_causal, debug, *, scale, **sides):
+        assert (query_ends.dtype, longest, longest_key, dropout, debug) == (torch.int32, 7, 7, 0.0, False)
+        ahead = torch.arange(12) - torch.arange(12)[:, None]
+        sequence = torch.bucketize(torch.arange(12), query_ends[1:].long(), right=True)
+        allowed = sequence == torch.bucketize(torch.arange(12), key_ends[1:].long(), right=True)[:, None]
+        left, right = sides["window_size_left"], sides["window_size_right"]
+        allowed &= (left is None) | (-ahead <= (left or 0))
+        allowed &= (right is None) | (ahead <= (right or 0))
+        allowed &= (ahead <= 0) | (not is_causal)
+        scores = torch.einsum("ihe,jhe->hij", query, key) * scale
+        weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+        return (torch.einsum("hij,jhe->ihe", weights, value), None, None, None, None)
+
+    monkeypatch.setattr(native, "takes", lambda *_: False)
+    monkeypatch.setattr(ops, "flash_precision", lambda query: torch.float32)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", operator)
+    found = ops.attend(*states, bounds, bounds, scale=0.3, causal=causal, window=window)
+    torch.testing.assert_close(found, expected)
