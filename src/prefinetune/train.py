@@ -64,13 +64,17 @@ class Update:
     examples: int
     tokens: int  # real ones
     padded: int  # with padding
-    bad: list[
-        tuple[str, int]
-    ]  # (task, row) of examples whose loss was not finite; not empty or norm not finite: nothing was stepped
+    bad: list[tuple[str, int]]  # (task, row) of examples whose loss was not finite
 
     @property
     def skipped(self) -> bool:
+        """Whether nothing was stepped, as something was not finite."""
         return bool(self.bad) or not math.isfinite(self.grad_norm)
+
+    @property
+    def culprits(self) -> str:
+        """What was not finite, in words."""
+        return ", ".join(f"{task} row {row}" for task, row in self.bad[:5]) or "the gradient's norm"
 
 
 def draw(
@@ -231,6 +235,15 @@ class Progress:
         self.skipped += report.skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
 
+    def judge(self, score: float, patience: int | None) -> bool:
+        """Take note of an evaluation's mean score; whether it is the best so far."""
+        better = self.best_score is None or score > self.best_score
+        if better:
+            self.best_score, self.best_update = score, self.updates
+        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
+        self.stopped = patience is not None and self.evaluations_since_best >= patience
+        return better
+
 
 @dataclass
 class Fit:
@@ -300,12 +313,11 @@ def fit(
             display.updated(progress.updates, report)
 
             if report.skipped:
-                rows = ", ".join(f"{task} row {row}" for task, row in report.bad[:5]) or "the gradient's norm"
-                display.say(f"update {progress.updates} skipped: not finite: {rows}")
+                display.say(f"update {progress.updates} skipped: not finite: {report.culprits}")
                 if progress.skipped_in_a_row >= settings.max_skipped:
                     save()
                     raise InputError(
-                        f"{progress.skipped_in_a_row} updates in a row were not finite (last: {rows}); a lower "
+                        f"{progress.skipped_in_a_row} updates in a row were not finite (last: {report.culprits}); a lower "
                         "optimizer.learning_rate, or a look at these rows, should help"
                     )
             else:
@@ -321,14 +333,8 @@ def fit(
                 found = evaluate(model, tokenizer, validation, 2 * settings.token_budget)
                 mean = mean_score(found.scores, model.families)
                 display.evaluated(progress.updates, found.scores, mean)
-                if progress.best_score is None or mean > progress.best_score:
-                    progress.best_score, progress.best_update = mean, progress.updates
-                    progress.evaluations_since_best = 0
-                    if settings.patience:
-                        best = {name: tensor.clone() for name, tensor in model.unique_state().items()}
-                else:
-                    progress.evaluations_since_best += 1
-                progress.stopped = settings.patience is not None and progress.evaluations_since_best >= settings.patience
+                if progress.judge(mean, settings.patience) and settings.patience:
+                    best = {name: tensor.clone() for name, tensor in model.unique_state().items()}
             if last or progress.stopped or (settings.checkpoint_every and progress.updates % settings.checkpoint_every == 0):
                 save()
     if best is not None:
