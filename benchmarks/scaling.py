@@ -41,7 +41,8 @@ from prefinetune.batch import micro_batches
 from prefinetune.config import Config, make_config
 from prefinetune.families import Classification, Encoded
 from prefinetune.model import Backbone, MultiTask
-from prefinetune.store import Appender, Store, array_types
+from prefinetune.results import write
+from prefinetune.shard import Appender, Shard, array_types, seal
 from prefinetune.train import TaskData, draw, make_mixture, make_optimizer, update
 from workload import Work, made_up_tokenizer
 
@@ -105,8 +106,7 @@ def write_stores(folder: Path, point: Point) -> list[Path]:
             for start in range(0, rows, len(examples)):
                 some = examples[: rows - start]
                 arrays.add_examples(some, range(start, start + len(some)))
-            manifest = {"examples": rows, "arrays": arrays.sync()}
-        (store / "manifest.json").write_text(json.dumps(manifest))
+            seal(store, {"examples": rows, "arrays": arrays.sync()})
         stores.append(store)
     return stores
 
@@ -133,8 +133,7 @@ class Trainer:
         self.tasks = []
         for number, folder in enumerate(stores):
             family = Classification("text", labels=tuple("abcde"[: number_of_labels(number)]))
-            store = Store(Path(folder), json.loads((Path(folder) / "manifest.json").read_text()))
-            self.tasks.append(TaskData(f"task{number}", family, store))
+            self.tasks.append(TaskData(f"task{number}", family, Shard(Path(folder))))
         torch.manual_seed(0)
         backbone = Backbone(transformers.AutoModel.from_config(config_of(point.shape)))
         self.model = MultiTask(backbone, {task.name: task.family for task in self.tasks})
@@ -431,7 +430,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="prepared data, for a start that is not cold; a new folder when left out")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a goal is missed")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    for path in filter(None, (arguments.out, arguments.chart)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return arguments
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -440,7 +442,7 @@ def main(words: Sequence[str] | None = None) -> int:
         given = json.loads(arguments.serve)
         serve(Point(**given["point"]), given["stores"])
         return 0
-    from throughput import machine, write
+    from throughput import machine
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -449,7 +451,8 @@ def main(words: Sequence[str] | None = None) -> int:
     def save(name: str, entry: Any) -> None:
         found[name] = entry
         found["goals"] = goals(found)
-        write(arguments.out, json.dumps(found, indent=1))
+        if arguments.out:
+            write(arguments.out, json.dumps(found, indent=1))
 
     for name, chart in CHARTS.items():
         if name in (arguments.only or CHARTS):
@@ -462,7 +465,8 @@ def main(words: Sequence[str] | None = None) -> int:
             ):
                 save("start", entry)
     show(found)
-    write(arguments.chart, page(found)) if arguments.chart else None
+    if arguments.chart:
+        write(arguments.chart, page(found))
     missed = [check["goal"] for check in found["goals"] if not check["met"]]
     return 1 if arguments.check and missed else 0
 

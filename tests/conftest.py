@@ -5,7 +5,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub client
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -41,6 +43,16 @@ def tiny_model(tmp_path_factory) -> Path:
         torch.manual_seed(0)
         transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
     microworld.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dropout_model(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model with dropout, so that a generator that is not restored shows."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("dropout") / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

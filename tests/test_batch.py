@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefinetune.batch import MICRO_BATCH_COST, Drawn, Layout, lay_out, make_batch, micro_batches
+from prefinetune.batch import MICRO_BATCH_COST, Drawn, Layout, deal, lay_out, make_batch, micro_batches
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Generation, Regression, Span
 from prefinetune.objective import example_weights
 
@@ -307,3 +307,31 @@ def test_noised_copies_count_in_the_budget(packed):
             if not packed:
                 read = batch.rectangle()[0].numel() + batch.output_bounds.mask().numel()
             assert alone or read <= budget
+
+
+# ---- dealing an update out to processes
+
+
+@given(st.lists(st.integers(1, 600), max_size=80), st.integers(1, 9))
+def test_dealt_examples_are_all_there_once_and_no_process_has_more_than_the_bound(costs, ranks):
+    dealt = deal(np.array(costs, dtype=np.int64), ranks)
+    assert len(dealt) == ranks
+    assert sorted(np.concatenate(dealt).tolist()) == list(range(len(costs)))
+    loads = [sum(costs[index] for index in mine) for mine in dealt]
+    assert max(loads) <= sum(costs) / ranks + max(costs, default=0) * (1 - 1 / ranks) + 1e-9
+    if len(costs) >= ranks:
+        assert min(map(len, dealt)) >= 1
+
+
+def test_many_examples_are_dealt_within_one_percent():
+    costs = np.random.default_rng(0).lognormal(4, 0.8, 64 * 64).astype(np.int64) + 1
+    loads = [costs[mine].sum() for mine in deal(costs, 64)]
+    assert max(loads) / np.mean(loads) < 1.01
+
+
+def test_a_batch_without_weight_is_the_same_batch_and_has_no_part_in_the_objective():
+    batch = make_batch(drawn_examples(np.random.default_rng(0)), Layout(0))
+    idle = batch.without_weight()
+    assert torch.equal(idle.ids, batch.ids)
+    assert all(not segment.weights.any() for segment in idle.segments)
+    assert all(segment.weights.all() for segment in batch.segments)

@@ -93,6 +93,8 @@ VERBS = {
     "tasks mirror": ["--data-root", "--json"],
     "tasks leaks": ["--against", "--out", "--ngram", "--share", "--data-root", "--skip-missing", "--json"],
     "schema": [],
+    "card": ["--out", "--evidence", "--json"],
+    "env": ["--json"],
 }
 
 
@@ -124,7 +126,7 @@ def test_a_run_and_a_fine_tuning_on_a_table_leave_what_they_should(command, suit
 
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "suite.yaml", "environment.json", "run.json", "metrics.jsonl", "results.jsonl", "checkpoints", "model",
-        "heads", "predictions", "leaks.json",
+        "heads", "predictions", "leaks.json", ".lock",
     }  # fmt: skip
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["mixture"]["sub_batches"] == 2  # of the suite
@@ -139,7 +141,7 @@ def test_a_run_and_a_fine_tuning_on_a_table_leave_what_they_should(command, suit
     assert task["splits"]["validation"] == "held out of train"
     assert (task["store"]["examples"], task["store"]["bad_rows"]) == (38, 0)
     environment = json.loads((out / "environment.json").read_text())
-    assert environment.keys() == {"python", "platform", "cores", "packages", "started", "command"}
+    assert environment.keys() == {"python", "platform", "cores", "devices", "packages", "started", "command"}
     assert environment["command"].startswith("prefinetune train ")
     assert environment["packages"]["torch"]
     assert json.loads((out / "run.json").read_text()).keys() == {"kind", "model", "settings", "data"}
@@ -216,6 +218,15 @@ def test_the_digest_of_settings_tells_them_apart():
     digests = {make_config(overrides=[text]).digest() for text in ("seed=0", "seed=1", "mixture.cap=1", "train.epochs=2")}
     assert len(digests) == 4
     assert Config().digest() == make_config(overrides=["seed=0"]).digest()
+
+
+def test_settings_that_came_later_leave_the_digest_of_older_runs_as_it_was():
+    older = "0d1e442ee973ade4a8f2e2cd31d0b4b0"  # as runs have it in run.json that were made when there were none of these
+    assert Config().digest() == older
+    assert make_config({"objective": {"scaling": "log", "heads": "shared", "balancing": "static"}}).digest() == older
+    switches = ("objective.scaling=none", "objective.heads=separate", "objective.balancing=uncertainty")
+    others = {make_config(overrides=[text]).digest() for text in (*switches, "optimizer.uncertainty_learning_rate=1")}
+    assert len(others | {older}) == 5
 
 
 @pytest.mark.parametrize(

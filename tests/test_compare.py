@@ -12,10 +12,14 @@ import microworld
 from prefinetune import compare as compare_function
 from prefinetune import train
 from prefinetune.cli import main
+from prefinetune.cli.shared import parse_arm
+from prefinetune.compare import Start
+from prefinetune.config import make_config
 from prefinetune.errors import InputError
 from prefinetune.evidence import read_comparison, rows_file
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
 from prefinetune.results import read_records
+from prefinetune.train import digest_of
 
 QUICK = {"optimizer": {"warmup": 0.1}, "train": {"updates": 3, "evaluation_rows": 20}}
 module = sys.modules["prefinetune.compare"]
@@ -209,6 +213,16 @@ def test_a_model_that_is_no_run_needs_a_base(compare, tiny_model):
         compare(start=tiny_model)
 
 
+def test_a_comparison_begun_before_there_was_a_setting_goes_on(compare, tmp_path):
+    compare(seeds=1, labels=(16,))
+    path = tmp_path / "out" / "comparison.json"
+    older, lines = json.loads(path.read_text()), (tmp_path / "out" / "results.jsonl").read_bytes()
+    del older["settings"]["lora"], older["settings"]["train"]["track"]
+    path.write_text(json.dumps(older))
+    compare(seeds=1, labels=(16,))
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == lines
+
+
 def test_a_folder_with_another_comparison_is_refused(compare, run, tmp_path, tiny_model):
     compare(seeds=1, labels=(16,))
     with pytest.raises(InputError, match="differs in settings"):
@@ -297,3 +311,87 @@ def test_rows_that_were_written_are_rows_that_were_scored(compare, tmp_path):
         rows = np.load(rows_file(tmp_path / "out", record["digest"]), allow_pickle=False)
         assert len(rows) == record["rows"]
         assert rows[:, 0].mean() == pytest.approx(record["score"])
+
+
+# ---- an arm with an objective of its own
+
+
+@pytest.fixture(scope="module")
+def bart_run(tmp_path_factory, tiny_bart, world_suite):
+    """A pre-finetuned encoder-decoder."""
+    folder = tmp_path_factory.mktemp("bart")
+    config = {"train": {"updates": 2, "checkpoint_every": None, "evaluation_rows": 4}}
+    train(world_suite.select("micro/subject-category"), tiny_bart, folder / "run", config=config, cache=folder / "cache")
+    return folder / "run"
+
+
+def test_r3f_alone_is_an_arm_that_differs_from_the_base_in_its_objective_and_nothing_else(
+    compare, bart_run, tiny_bart, tasks, monkeypatch, tmp_path
+):
+    configs, learn = {}, module.learn
+
+    def kept(prepared, start, examples, config, *rest):
+        configs[str(start), config.objective.r3f > 0] = config
+        return learn(prepared, start, examples, config, *rest)
+
+    monkeypatch.setattr(module, "learn", kept)
+    given = {"tasks": tasks[:1], "start": bart_run, "labels": (16,), "grid": (1e-2,)}
+    before = compare(**given)
+    assert {noised for _, noised in configs} == {False}
+    r3f = Start(tiny_bart, {"r3f": 1.0, "noise": 0.5})
+    found = compare(**given, arms={"R3F": r3f})
+    assert set(configs) == {(str(tiny_bart), False), (str(bart_run), False), (str(tiny_bart), True)}
+    base, noised = configs[str(tiny_bart), False], configs[str(tiny_bart), True]
+    assert noised == make_config(base.model_dump(), {"objective": {"r3f": 1.0, "noise": 0.5}})
+    assert found.plan["arms"]["R3F"] == {**before.plan["arms"]["base"], "objective": {"r3f": 1.0, "noise": 0.5}}
+
+    records = read_records(tmp_path / "out" / "results.jsonl")
+    assert len(records) == 2 * 3, "cells that were there are not run again"
+    for seed in range(2):
+        assert len({record["subset"] for record in records if record["seed"] == seed}) == 1
+        (mine,) = [record for record in records if (record["arm"], record["seed"]) == ("R3F", seed)]
+        assert (mine["validation"], mine["learning_rate"]) == (None, 1e-2)
+    # What R3F itself changes shows with noise so large.
+    rows = {
+        (record["arm"], record["seed"]): np.load(rows_file(tmp_path / "out", record["digest"])).tolist() for record in records
+    }
+    assert any(rows["R3F", seed] != rows["base", seed] for seed in range(2))
+
+    with pytest.raises(InputError, match=r"already holds another comparison .*R3F"):
+        compare(**given, arms={"R3F": Start(tiny_bart, {"r3f": 2.0})})
+    with pytest.raises(InputError, match=r"already holds another comparison .*R3F"):
+        compare(**given, arms={"R3F": tiny_bart})
+    with pytest.raises(InputError, match="r4f"):
+        compare(**given, arms={"other": Start(tiny_bart, {"r4f": 1.0})})
+
+
+def test_a_cell_is_known_by_what_it_was_known_by_before_arms_had_objectives(compare, tmp_path):
+    """results.jsonl of an earlier version is gone on with."""
+    found = compare(labels=(16,), grid=(1e-2,), seeds=1)
+    told = found.plan["settings"]
+    for record in read_records(tmp_path / "out" / "results.jsonl"):
+        config = make_config(told, {"seed": 0, "optimizer": {"learning_rate": 1e-2}, "train": {"updates": 3}})
+        weights, data = found.plan["arms"][record["arm"]]["weights"], found.plan["tasks"][record["task"]]["data"]
+        assert record["digest"] == digest_of([weights, data, 16, config.digest(), record["task"], record["arm"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "place", "objective"),
+    [
+        ("nli=runs/nli", "nli", "runs/nli", {}), ("r3f=C:/models/bart:objective.r3f=1", "r3f", "C:/models/bart", {"r3f": 1.0}),
+        ("x=a:objective.r3f=0.5:objective.noise_kind=normal", "x", "a", {"r3f": 0.5, "noise_kind": "normal"}),
+    ],
+)  # fmt: skip
+def test_an_arm_on_the_command_line_may_have_an_objective(text, name, place, objective):
+    assert parse_arm(text) == (name, Start(place, objective))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x", "expected NAME=MODEL_OR_RUN"), ("=a", "expected NAME"), ("x=", "expected NAME"),
+     ("x=a:optimizer.learning_rate=1", "updates and learning rate are the same in all"),
+     ("x=a:objective.r3=1", "objective.r3'.*did you mean 'objective.r3f'")],
+)  # fmt: skip
+def test_an_arm_that_is_none_is_an_error(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_arm(text)

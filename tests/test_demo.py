@@ -17,18 +17,17 @@ def test_all_stages_run_end_with_the_sentence_and_are_not_run_twice(monkeypatch,
     texts = [row["text"] for row in suite.tasks[0].source.tables["train"]] * 3
     targets = [task for task in microworld.targets(0) if task.family.kind == "classification"][:2]
     mined = Mined([f"{text} {index}" for index, text in enumerate(texts)], suite.tasks[:6], tuple(targets))
-    few = {"updates": 2, "checkpoint_every": None, "evaluation_rows": 4}
+    few = {"checkpoint_every": None, "evaluation_rows": 4}
+    size = demo.Size(pretraining=2, longer=2, labels=(8, 16), seeds=2, told="These numbers say nothing.")
     monkeypatch.setattr(demo, "mine", lambda seed: mined)
     monkeypatch.setattr(demo, "PRETRAINING", {**demo.PRETRAINING, "train": few})
     monkeypatch.setattr(demo, "PREFINETUNING", {**demo.PREFINETUNING, "train": few})
     monkeypatch.setattr(demo, "FURTHER", {**demo.FURTHER, "train": few})
     monkeypatch.setattr(demo, "FINETUNING", {**demo.FINETUNING, "train": {"updates": 2, "evaluation_rows": 10}})
-    monkeypatch.setattr(demo, "LABELS", (8, 16))
-    monkeypatch.setattr(demo, "SEEDS", 2)
 
     said = io.StringIO()
     display = Display(console=Console(file=said, width=160))
-    result = demo.run_demo(tmp_path / "demo", 0, display)
+    result = demo.run_demo(tmp_path / "demo", 0, display, size)
     folder = tmp_path / "demo"
     comparison = read_comparison(folder / "comparison")
     assert list(comparison.plan["arms"]) == ["base", "pre-finetuned", "further training", "4 tasks"]
@@ -36,7 +35,7 @@ def test_all_stages_run_end_with_the_sentence_and_are_not_run_twice(monkeypatch,
     assert not comparison.missing
     assert not comparison.problems
     last = said.getvalue().replace("\n", " ").rstrip()
-    assert last.endswith(" ".join(comparison.sentences()[-1].split()))
+    assert last.endswith(" ".join(comparison.sentences()[-1].split()) + " These numbers say nothing.")
     assert (folder / "report.html").stat().st_size > 1e6
     assert json.loads((folder / "demo.json").read_text())["sentences"] == result["sentences"]
     updates = {
@@ -46,5 +45,5 @@ def test_all_stages_run_end_with_the_sentence_and_are_not_run_twice(monkeypatch,
     assert set(updates.values()) == {2}
 
     cells = (folder / "comparison" / "results.jsonl").read_text()
-    demo.run_demo(folder, 0, Display(quiet=True))
+    demo.run_demo(folder, 0, Display(quiet=True), size)
     assert (folder / "comparison" / "results.jsonl").read_text() == cells

@@ -648,7 +648,10 @@ def test_a_drop_list_in_a_mirror_leaves_out_exactly_these_rows(tmp_path):
             pd.DataFrame(rows).to_parquet(tmp_path / "first" / slug / f"{split}.parquet")
 
     def open_all(folder: str) -> list[OpenTask]:
-        return [open_task(Task(name, Hub(f"a/{name}"), TEXT), tmp_path / folder) for name in ("team/set", "team/held", "other")]
+        return [
+            open_task(Task(name, Hub(f"a/{name.replace('/', '-')}"), TEXT), tmp_path / folder)
+            for name in ("team/set", "team/held", "other")
+        ]
 
     before = open_all("first")
     found = find_leaks(before)

@@ -74,7 +74,8 @@ def hub(monkeypatch, cache) -> FakeHub:
 
 def task(name: str, **more) -> Task:
     splits = {"validation": "validation_matched", "test": None}
-    return Task(name, Hub(f"team/{name}", "plain"), Classification("text"), splits, license="MIT", cite="We 2026", **more)
+    source = Hub(f"team/{name.replace('/', '.')}", "plain")
+    return Task(name, source, Classification("text"), splits, license="MIT", cite="We 2026", **more)
 
 
 def outcomes(found) -> dict[str, str]:
@@ -104,7 +105,7 @@ def test_rows_labels_and_types_are_those_of_the_hub(hub, tmp_path):
 
 
 def test_the_manifest_says_what_each_set_is_and_where_it_came_from(hub, tmp_path):
-    hub.commit["team/a/b"] = "abc123"
+    hub.commit["team/a.b"] = "abc123"
     found = mirror([task("a/b")], tmp_path)
     assert [one.as_dict() for one in found] == [
         {"task": "a/b", "slug": "a-b", "status": "done", "reason": "", "rows": {"train": 40, "validation": 40}}
@@ -113,7 +114,7 @@ def test_the_manifest_says_what_each_set_is_and_where_it_came_from(hub, tmp_path
     entry = json.loads(line)
     assert read_manifest(tmp_path) == {"a-b": entry}
     expected = {
-        "slug": "a-b", "task": "a/b", "hub_id": "team/a/b", "hub_config": "plain", "revision": None, "commit": "abc123",
+        "slug": "a-b", "task": "a/b", "hub_id": "team/a.b", "hub_config": "plain", "revision": None, "commit": "abc123",
         "license": "MIT", "cite": "We 2026", "rows": {"train": 40, "validation": 40}, "from_mirror": False,
     }  # fmt: skip
     assert {key: entry[key] for key in expected} == expected

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from prefinetune.mixture import Mixture, hash_key, permute, shares
+from prefinetune.mixture import Mixture, hash_key, permute, shares, unpermute
 
 ORDERS = ("heterogeneous", "batch-homogeneous", "dataset-homogeneous")
 orders = pytest.mark.parametrize("order", ORDERS)
@@ -61,6 +61,14 @@ def test_permute_stays_in_range_and_never_repeats_itself_on_ranges_too_large_to_
     assert found.min() >= 0
     assert found.max() < size
     assert len(np.unique(found)) == len(index)
+
+
+@given(st.lists(st.tuples(st.integers(1, 2**52), st.integers(0, 2**63 - 1)), min_size=1, max_size=40), st.randoms())
+def test_unpermute_finds_what_was_permuted(ranges, random):
+    size, key = (np.array([one[part] for one in ranges]) for part in (0, 1))
+    index = np.array([random.randrange(one) for one in size.tolist()])
+    np.testing.assert_array_equal(unpermute(permute(index, size, key), size, key), index)
+    np.testing.assert_array_equal(permute(unpermute(index, size, key), size, key), index)
 
 
 def test_every_place_is_equally_likely_to_come_first():
@@ -275,10 +283,70 @@ def test_sub_batches_have_keys_of_their_own_even_when_an_example_comes_again():
     assert len(set(keys)) == len(keys)
 
 
-@orders
-def test_a_billion_rows_of_a_thousand_tasks_are_drawn_from_anywhere_in_milliseconds(order):
+def billion() -> np.ndarray:
+    """Sizes of a thousand tasks, a billion rows in all; most are small."""
     sizes = np.random.default_rng(0).pareto(1.0, 1000) + 0.01
     sizes = np.maximum(1, sizes / sizes.sum() * 1e9).astype(np.int64)
+    sizes[np.argmax(sizes)] += 10**9 - sizes.sum()
+    return sizes
+
+
+@pytest.mark.parametrize("capped", [False, True], ids=["whole", "capped"])
+@pytest.mark.parametrize("order", ORDERS[:2])
+def test_every_example_of_a_billion_stands_where_the_inverse_says(order, capped):
+    """Exact coverage on a sample, by inverse lookup: from (task, example) to the one place in an epoch, and from there back. That
+    there is such a place for each of a billion examples, and that there are a billion places, is that each comes exactly once.
+    With a cap, a task's passes go on from epoch to epoch."""
+    sizes, seed, width, wide = billion(), 5, 4, 16
+    contributions = np.minimum(sizes, 200_000) if capped else sizes
+    run = mixture(sizes.tolist(), contributions.tolist(), wide, width, order=order, seed=seed, epochs=5000 if capped else 3)
+    assert capped or run.contributions == run.sizes
+    counts = -(-contributions // width)
+    updates = -(-counts // wide)
+    generator = np.random.default_rng(1)
+    for _ in range(60):
+        task = int(generator.choice(1000)) if generator.random() < 0.5 else int(generator.choice(1000, p=sizes / sizes.sum()))
+        size, share, count = int(sizes[task]), int(contributions[task]), int(counts[task])
+        example, turn = int(generator.integers(size)), int(generator.integers(3))
+        # Where the example stands in the task's own endless sequence of shuffled passes; which epoch and sub-batch that is.
+        [within] = unpermute(np.array([example]), size, hash_key(seed, 2, task, turn))
+        epoch, at = divmod(turn * size + int(within), share)
+        sub_batch, column = divmod(at, width)
+        # Where this sub-batch, or the update that holds it, stands among all of its epoch.
+        if order == "heterogeneous":
+            total, place = int(counts.sum()), int(counts[:task].sum()) + sub_batch
+            [position] = unpermute(np.array([place]), total, hash_key(seed, 1, epoch))
+            number, slot = divmod(epoch * total + int(position), wide)
+        else:
+            total, place = int(updates.sum()), int(updates[:task].sum()) + sub_batch // wide
+            [position] = unpermute(np.array([place]), total, hash_key(seed, 1, epoch))
+            number, slot = epoch * total + int(position), sub_batch % wide
+        found = run.update(number)[slot]
+        assert (found.task, int(found.examples[column])) == (task, example)
+        assert sub_batch < count
+
+
+@orders
+def test_the_last_of_a_billion_positions_costs_what_the_first_does(order):
+    sizes = billion()
+
+    def seconds(place: int) -> float:
+        """Of one update of a mixture that nothing was asked of before: the least of several."""
+        taken = []
+        for _ in range(7):
+            run = mixture(sizes.tolist(), sub_batches=16, sub_batch_size=1, order=order)
+            assert run.num_updates == pytest.approx(10**9 / 16, rel=1e-4)
+            started = time.process_time()
+            run.update(place if place >= 0 else run.num_updates + place)
+            taken.append(time.process_time() - started)
+        return min(taken)
+
+    assert seconds(-1) < 5 * seconds(0) + 1e-3
+
+
+@orders
+def test_a_billion_rows_of_a_thousand_tasks_are_drawn_from_anywhere_in_milliseconds(order):
+    sizes = billion()
     run = mixture(sizes.tolist(), sub_batches=16, sub_batch_size=4, order=order, epochs=3)
     places = np.random.default_rng(1).integers(0, run.num_updates, 50).tolist()
     run.update(places[0])

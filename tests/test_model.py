@@ -14,7 +14,7 @@ from prefinetune.config import OptimizerSettings, make_config
 from prefinetune.errors import InputError
 from prefinetune.export import assemble
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
-from prefinetune.mixture import Mixture
+from prefinetune.mixture import Mixture, hash_key
 from prefinetune.model import Backbone, MultiTask, load_backbone
 from prefinetune.sources import open_task
 from prefinetune.store import build_store
@@ -198,11 +198,10 @@ def naive_gradients(model, data, number=0):
     sub_batches = mixture_of(tasks).update(number)
     losses = []
     for sub_batch in sub_batches:
-        task, generator = tasks[sub_batch.task], np.random.default_rng(sub_batch.key)
-        drawn = [
-            Drawn(task.family.draw(task.store[int(index)], tokenizer, generator), task.name, task.family, 0.0)
-            for index in sub_batch.examples
-        ]
+        task, drawn = tasks[sub_batch.task], []
+        for place, index in enumerate(sub_batch.examples.tolist()):
+            generator = np.random.default_rng(int(hash_key(sub_batch.key, place)) >> 1)
+            drawn.append(Drawn(task.family.draw(task.store[index], tokenizer, generator), task.name, task.family, 0.0))
         ((segment, output, _),) = model(make_batch(drawn, microworld.layout(model, packed=False)))
         each = []
         for at, example in enumerate(segment.examples):

@@ -282,3 +282,57 @@ def test_flash_attention_is_asked_for_the_same_as_plain_attention(causal, window
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", operator)
     found = ops.attend(*states, bounds, bounds, scale=0.3, causal=causal, window=window)
     torch.testing.assert_close(found, expected)
+
+
+# ---- steps joined by torch.compile, which GPUs use (any back end shows what is compiled, and when)
+
+
+@pytest.fixture
+def joining(monkeypatch):
+    """Steps are joined as on a GPU; gives the number of graphs compiled so far."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    ops.joined.cache_clear()
+    monkeypatch.setattr(native, "takes", lambda *tensors: False)
+    monkeypatch.setattr(ops, "joins", lambda hidden: True)
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend="aot_eager", **options))
+    before = counters["stats"]["unique_graphs"]
+    yield lambda: counters["stats"]["unique_graphs"] - before
+    ops.joined.cache_clear()
+
+
+def test_joined_steps_are_compiled_for_any_number_of_tokens_and_any_layer_at_once(joining):
+    def layers(tokens: int) -> None:
+        for norm in norms:
+            hidden = torch.randn(tokens, 16, requires_grad=True)
+            ops.dropout_add_norm(hidden, bias, torch.randn(tokens, 16), norm, 0.1).sum().backward()
+            ops.bias_gelu(hidden, bias).sum().backward()
+
+    norms, bias = [layer_norm(16) for _ in range(3)], torch.randn(16, requires_grad=True)
+    layers(7)
+    layers(11)
+    warm = joining()
+    assert warm
+    for tokens in (5, 300, 64, 12, 2):
+        layers(tokens)
+    assert joining() == warm
+
+
+def test_joined_steps_are_the_plain_ones(joining, monkeypatch):
+    norm = layer_norm(16)
+    leaves = [torch.randn(9, 16, requires_grad=True), torch.randn(16, requires_grad=True), torch.randn(9, 16, requires_grad=True)]
+    weight = torch.randn(9, 16)
+
+    def all_of() -> list[torch.Tensor]:
+        hidden, bias, residual = leaves
+        added = ops.dropout_add_norm(hidden, bias, residual, norm, 0.0)
+        return gradients(added, [*leaves, *norm.parameters()], weight) + gradients(
+            ops.bias_gelu(hidden, bias), leaves[:2], weight
+        )
+
+    found = all_of()
+    assert joining()
+    monkeypatch.setattr(ops, "joins", lambda hidden: False)
+    assert_near(found, all_of())

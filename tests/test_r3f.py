@@ -7,11 +7,11 @@ Letters: e examples of a segment, n options, r rows, l tokens of the longest row
 import math
 import shutil
 from functools import partial
-from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import transformers
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from torch.nn.utils import parametrize
 
 import microworld
-from prefinetune.batch import Drawn, Layout, make_batch, micro_batches
+from prefinetune.batch import Drawn, Layout, make_batch, micro_batches, token_keys
 from prefinetune.checkpoint import checkpoints, load_checkpoint
 from prefinetune.config import ObjectiveSettings, make_config
 from prefinetune.encoder_decoder import EncoderDecoder
@@ -29,9 +29,9 @@ from prefinetune.errors import InputError
 from prefinetune.export import assemble, load_head, save_trunk_and_heads
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Generation, Regression, Span
 from prefinetune.families.base import symmetric_kl
-from prefinetune.mixture import Mixture
+from prefinetune.mixture import Mixture, hash_key
 from prefinetune.model import Backbone, MultiTask, load_backbone
-from prefinetune.objective import draw_noise, draw_noised, regularized
+from prefinetune.objective import draw_noise, draw_noised, regularized, uniform
 from prefinetune.results import RunFolder
 from prefinetune.tokenizer import Tokenizer
 from prefinetune.train import TaskData, draw, fit, train, update
@@ -92,8 +92,8 @@ def make_drawn(name, noised=True, count=3, tasks=None):
     every = [(task, make_example(generator, task, source, decodes)) for source in range(count) for task in tasks]
     flags = [noised] * len(every) if isinstance(noised, bool) else noised
     return [
-        Drawn(example, task, FAMILIES[task], 1 / len(every), bool(flag))
-        for (task, example), flag in zip(every, flags, strict=True)
+        Drawn(example, task, FAMILIES[task], 1 / len(every), bool(flag), key)
+        for key, ((task, example), flag) in enumerate(zip(every, flags, strict=True))
     ]
 
 
@@ -313,32 +313,25 @@ def definition(model, drawn, noise, weight, held):
 @pytest.mark.parametrize("held", [None, "clean", "noised"])
 def test_the_gradient_is_that_of_the_definition_and_flows_through_both_passes(held, packed):
     model, drawn = make_model("roberta").double(), make_drawn("roberta", tasks=("topic",), count=6)
-    torch.manual_seed(3)
-    report, found = step(model, "roberta", drawn, ObjectiveSettings(r3f=2, noise=0.4), packed=packed)
-    torch.manual_seed(3)
-    lengths = [one.example.length for one in drawn]
-    noise = torch.empty((sum(lengths), 16) if packed else (6, max(lengths), 16)).uniform_(-0.4, 0.4)
-    noise = noise.split(lengths) if packed else noise
+    objective = ObjectiveSettings(r3f=2, noise=0.4)
+    report, found = step(model, "roberta", drawn, objective, packed=packed)
+    noise = [draw_noise(keys_of(one, 0), 16, objective) for one in drawn]
     loss, divergence, expected = definition(model, drawn, noise, 2, held)
     assert report.loss == pytest.approx(loss, rel=1e-5)
     assert report.divergence == pytest.approx(divergence, rel=1e-5)
     assert distance(found, expected) < 1e-5 if held is None else distance(found, expected) > 0.05
 
 
-def steady_noise(embeddings, settings):
-    """Noise that depends on the token and the feature only."""
-    return 0.3 * torch.sin(40 * embeddings.detach() + 2.0 * torch.arange(embeddings.shape[-1]))
-
-
-@pytest.fixture
-def steady(monkeypatch):
-    monkeypatch.setattr(import_module("prefinetune.train"), "draw_noise", steady_noise)  # prefinetune.train is the function
+def keys_of(one, number):
+    """What the noise on the tokens of one sequence of an example is drawn from, [l]."""
+    key = torch.from_numpy(hash_key(one.key, np.array([number])).view(np.int64))
+    return token_keys(key, torch.arange(len(one.example.sequences[number])))
 
 
 @pytest.mark.parametrize("name", ["roberta", "bart"])
-def test_where_each_token_has_its_noise_the_gradient_does_not_depend_on_the_layout_and_the_cut(name, steady):
-    """Drawn noise goes from token to token of a micro-batch, so another cut draws other noise of the same distribution."""
-    model, objective = make_model(name), ObjectiveSettings(r3f=1)
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_each_token_has_its_noise_so_the_gradient_does_not_depend_on_the_layout_and_the_cut(name, kind):
+    model, objective = make_model(name), ObjectiveSettings(r3f=1, noise=0.3, noise_kind=kind)
     flags = np.arange(len(make_drawn(name))) % 3 > 0
     report, expected = step(model, name, make_drawn(name, flags), objective)
     assert report.divergence > 0.01
@@ -369,11 +362,10 @@ def test_clean_and_noised_rows_share_one_forward_pass(name, packed):
 # ---- the noise
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("kind", "spread"), [("uniform", 1 / math.sqrt(3)), ("normal", 1.0)])
-def test_noise_has_its_size_and_is_drawn_in_float32_whatever_the_embeddings_are(kind, spread, dtype):
-    torch.manual_seed(0)
-    noise = draw_noise(torch.zeros(40, 50, 50, dtype=dtype), ObjectiveSettings(r3f=1, noise=1e-5, noise_kind=kind))
+def test_noise_has_its_size_and_is_drawn_in_float32(kind, spread):
+    noise = draw_noise(torch.arange(2000).reshape(40, 50), 50, ObjectiveSettings(r3f=1, noise=1e-5, noise_kind=kind))
+    assert noise.shape == (40, 50, 50)
     assert noise.dtype == torch.float32
     assert len(noise.unique()) > 50_000  # half precision has far fewer values of this size
     assert float(noise.double().std()) == pytest.approx(1e-5 * spread, rel=0.01)
@@ -383,7 +375,29 @@ def test_noise_has_its_size_and_is_drawn_in_float32_whatever_the_embeddings_are(
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
 def test_noise_of_size_zero_is_none(kind):
-    assert not draw_noise(torch.ones(2, 3, 4), ObjectiveSettings(r3f=1, noise=0, noise_kind=kind)).any()
+    assert not draw_noise(torch.ones(2, 3, dtype=torch.int64), 4, ObjectiveSettings(r3f=1, noise=0, noise_kind=kind)).any()
+
+
+@pytest.mark.parametrize("stride", [1, 0x632BE59BD9B4E019, 1 << 32, 2**40 + 1])
+def test_what_noise_is_made_of_is_even_and_tells_nothing_about_its_neighbours(stride):
+    """Of keys that follow each other however they do: counts in 100 bins, and correlations with the next key and place."""
+    values = uniform(torch.arange(4000) * stride, 96).double()
+    counts = torch.histc(values.flatten(), 100, 0, 1)
+    expected = values.numel() / 100
+    assert float(((counts - expected) ** 2 / expected).sum()) < scipy.stats.chi2.ppf(1 - 1e-6, 99)
+    for one, other in ((values[:-1], values[1:]), (values[:, :-1], values[:, 1:]), (values[:-1, :-1], values[1:, 1:])):
+        pair = torch.stack([one.flatten(), other.flatten()])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 5 / math.sqrt(one.numel())
+    assert 0 < float(values.min()) < float(values.max()) < 1
+
+
+def test_the_sequences_of_an_example_and_the_examples_of_an_update_have_noise_of_their_own():
+    batch = batch_of(make_drawn("roberta"), "roberta")
+    keys = batch.noise_keys()
+    assert len(keys.unique()) == len(keys) == batch.bounds.total - batch.clean_tokens
+    padded = batch.noise_keys_in_rectangle()
+    for row, at in zip(padded, keys.split(batch.bounds.lengths[batch.clean :].tolist()), strict=True):
+        assert torch.equal(row[: len(at)], at)
 
 
 def copies_of(batch):
@@ -406,15 +420,16 @@ def what_enters(norm, model, batch, noise):
 @pytest.mark.parametrize(("name", "scale_embedding", "factor"), [("roberta", False, 1), ("bart", False, 1), ("bart", True, 4)])
 def test_noise_is_added_to_what_is_looked_up_for_the_real_tokens_of_copies(name, scale_embedding, factor, packed):
     """Where embeddings are multiplied by the root of their size, 4, so is their noise."""
-    model, noise = make_model(name, scale_embedding), partial(steady_noise, settings=None)
+    model, noise = make_model(name, scale_embedding), partial(draw_noise, settings=ObjectiveSettings(r3f=1, noise=0.3))
     batch, trunk = batch_of(make_drawn(name), name, packed), model.backbone.trunk
     norm = trunk.embeddings.LayerNorm if name == "roberta" else trunk.get_encoder().layernorm_embedding
     entered, (rows, copies) = what_enters(norm, model, batch, noise), copies_of(batch)
     sequences = batch.ids.split(batch.bounds.lengths.tolist())
+    keys = batch.noise_keys_in_rectangle()
     for row, copy in zip(rows.tolist(), copies.tolist(), strict=True):
         assert torch.equal(sequences[copy], sequences[row])
         added = torch.zeros_like(entered[row])
-        added[: len(sequences[row])] = factor * noise(trunk.get_input_embeddings()(sequences[row]))
+        added[: len(sequences[row])] = factor * noise(keys[copy - batch.clean, : len(sequences[row])], 16)
         torch.testing.assert_close(entered[copy] - entered[row], added, rtol=1e-4, atol=1e-5)
 
 
@@ -422,7 +437,7 @@ def test_noise_is_added_to_what_is_looked_up_for_the_real_tokens_of_copies(name,
 def test_what_the_decoder_reads_is_not_noised(packed):
     model, batch = make_model("bart"), batch_of(make_drawn("bart", tasks=("topic", "story", "reading")), "bart", packed)
     norm, (rows, copies) = model.backbone.trunk.get_decoder().layernorm_embedding, copies_of(batch)
-    entered = what_enters(norm, model, batch, partial(steady_noise, settings=None))
+    entered = what_enters(norm, model, batch, partial(draw_noise, settings=ObjectiveSettings(r3f=1, noise=0.3)))
     assert all(torch.equal(entered[copy], entered[row]) for row, copy in zip(rows.tolist(), copies.tolist(), strict=True))
 
 
@@ -440,7 +455,7 @@ def test_clean_rows_are_read_as_if_there_were_no_copies(name, packed):
 def outputs_of(model, name, flags, packed):
     """(segment, clean output, example) of each example in one batch."""
     batch = batch_of(make_drawn(name, flags), name, packed)
-    for segment, output, _ in model(batch, lambda embeddings: torch.full_like(embeddings, 9)):
+    for segment, output, _ in model(batch, lambda keys, width: torch.full((*keys.shape, width), 9.0)):
         for at, example in enumerate(segment.examples):
             mine = segment.targets[0] == at if segment.family.head_kind == "language" else at
             yield segment, output[mine][output[mine].isfinite()], example
@@ -481,10 +496,10 @@ def test_an_update_draws_the_same_examples_whenever_it_is_drawn_and_others_than_
 
 
 @pytest.mark.parametrize("name", ["roberta", "bart"])
-def test_over_all_starts_the_mean_gradient_is_that_of_a_noised_pass_for_every_example(name, steady):
-    model, share = make_model(name), ObjectiveSettings(r3f=1, r3f_share=0.25)
+def test_over_all_starts_the_mean_gradient_is_that_of_a_noised_pass_for_every_example(name):
+    model, share = make_model(name), ObjectiveSettings(r3f=1, r3f_share=0.25, noise=0.3)
     count = len(make_drawn(name, count=4))
-    report, expected = step(model, name, make_drawn(name, count=4), ObjectiveSettings(r3f=1))
+    report, expected = step(model, name, make_drawn(name, count=4), ObjectiveSettings(r3f=1, noise=0.3))
     reports, found = [], []
     for k in range(4):
         flags = draw_noised(count, share, at_start((k + 0.5) / 4))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from prefinetune import evidence
+from prefinetune import evidence, statistics
 from prefinetune.config import Config
 from prefinetune.errors import InputError
 from prefinetune.report import list_runs, write_report
@@ -133,7 +133,8 @@ def fewer_resamples():
     """The intervals are not looked at here, and two thousand resamples of hundreds of cells take half a minute."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evidence, "resampled_scores", partial(evidence.resampled_scores, resamples=50))
-        patch.setattr(evidence, "QUANTILES", 41)
+        patch.setattr(statistics, "ROW_SHARES", (np.arange(41) + 0.5) / 41)
+        patch.setattr(statistics, "T_SHARES", (np.arange(41) + 0.5) / 41)
         yield
 
 
@@ -534,8 +535,26 @@ def visit(browser):
     assert requested == [uri for _, uri in opened]
 
 
+READ_THROUGH = """async () => {  // charts are drawn when they come near the window
+    const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+    for (let at = 0; at < document.body.scrollHeight; at += 1500) { scrollTo(0, at); await frame(); await frame(); }
+    scrollTo(0, 0); await frame();
+}"""
 DRAWN = """() => [...document.querySelectorAll('.chart')].filter(chart => chart.clientWidth).map(chart =>
     chart.querySelectorAll('svg path.js-line, svg .point, svg .points path').length)"""
+SOON = 6000  # milliseconds; 2,000 on a machine that does nothing else, and tests run beside others
+FILTERED = """async words => {  // milliseconds until the page has followed the filter
+    const field = document.getElementById('filter'), start = performance.now();
+    field.value = words; field.dispatchEvent(new Event('input'));
+    await new Promise(done => setTimeout(done, 130));
+    await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+    return performance.now() - start; }"""
+FIRST_CHART = """() => new Promise((done, failed) => {  // at the first chart, drawn
+    const chart = document.querySelector('.chart'), start = performance.now();
+    chart.scrollIntoView({block: 'center'});
+    const look = () => chart.querySelector('.points path') ? done(performance.now())
+        : performance.now() - start > 5000 ? failed('no chart') : requestAnimationFrame(look);
+    look(); })"""
 ROWS = "() => [...document.querySelectorAll('tr[data-task]')].filter(row => row.offsetParent).length"
 GAINS = "() => document.querySelector('.chart').data.flatMap(trace => trace.x)"
 POINTS = "() => [...document.querySelectorAll('.chart')].map(chart => (chart.data || []).flatMap(trace => trace.y).length)"
@@ -543,6 +562,7 @@ POINTS = "() => [...document.querySelectorAll('.chart')].map(chart => (chart.dat
 
 def test_every_chart_is_drawn_and_markup_in_names_is_text(five_page, visit):
     page = visit(five_page, viewport={"width": 1200, "height": 900})
+    page.evaluate(READ_THROUGH)
     drawn = page.evaluate(DRAWN)
     assert len(drawn) > 15
     assert all(count > 0 for count in drawn)
@@ -566,6 +586,7 @@ def test_the_filter_reduces_rows_traces_and_panels(many_page, visit):
     from playwright.sync_api import expect
 
     page = visit(many_page, viewport={"width": 1200, "height": 900})
+    page.evaluate(READ_THROUGH)
     rows, points = page.evaluate(ROWS), page.evaluate(POINTS)
     assert rows > 600  # targets, training tasks, data
     assert page.locator(".panels[data-most] figure:visible").count() == 12
@@ -584,6 +605,7 @@ def test_the_filter_reduces_rows_traces_and_panels(many_page, visit):
 
 def test_the_label_count_and_the_control_change_table_and_chart(five_page, visit):
     page = visit(five_page, viewport={"width": 1200, "height": 900})
+    page.evaluate(FIRST_CHART)
     seen = []
     for labels, control in (("32", "base"), ("all", "base"), ("all", "further"), ("32", "further")):
         page.select_option("#labels", label=labels)
@@ -598,6 +620,7 @@ def test_the_label_count_and_the_control_change_table_and_chart(five_page, visit
 @pytest.mark.parametrize("which", ["five_page", "many_page"])
 def test_a_phone_needs_no_sideways_scrolling(which, visit, request):
     page = visit(request.getfixturevalue(which), viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    page.evaluate(READ_THROUGH)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert (
         page.evaluate("Math.max(...[...document.querySelectorAll('.chart svg')].map(svg => svg.getBoundingClientRect().right))")
@@ -608,6 +631,7 @@ def test_a_phone_needs_no_sideways_scrolling(which, visit, request):
 
 def test_dark_follows_the_system_and_the_button(five_page, visit):
     page = visit(five_page, color_scheme="dark")
+    page.evaluate(FIRST_CHART)
     ground = "getComputedStyle(document.body).backgroundColor"
     writing = "getComputedStyle(document.querySelector('.chart .xtick text')).fill"
     dark = page.evaluate(ground), page.evaluate(writing)
@@ -630,3 +654,69 @@ def test_printing_is_light_and_cuts_no_chart(five_page, visit, tmp_path):
     assert max(page.evaluate("window.widths")) <= 703  # A4 less two margins of 12 mm, at 96 dots an inch
     assert page.evaluate("window.ink") == "rgb(27, 31, 36)"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"  # and back again
+
+
+def test_a_heading_sorts_its_table_up_down_and_as_it_was_with_the_keyboard_too(many, many_page, visit):
+    page = visit(many_page, viewport={"width": 1200, "height": 900})
+    lines = evidence.read_comparison(many / "comparison").at("32")
+    names = page.evaluate("""() => [...document.querySelector('table.sortable').tBodies[0].querySelectorAll('tr[data-task]')]
+        .map(row => row.cells[0].textContent.replace('classification, accuracy', ''))""")
+    assert names == [line.task for line in lines]
+    order = """() => [...document.querySelector('table.sortable').tBodies[0].rows].filter(row => row.offsetParent)
+        .map(row => row.className || row.cells[0].textContent.replace('classification, accuracy', ''))"""
+    written = page.evaluate(order)
+    assert written[0] == "mean"
+    assert written.count("group") == 3  # lost, unchanged, gained
+    by_base = sorted(lines, key=lambda line: round(line.mean("base"), 3))  # equal ones stay as they are
+    heading = page.locator("table.sortable").first.locator(".sort", has_text="base")
+    heading.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.closest('th').ariaSort") == "ascending"
+    assert page.evaluate(order) == ["mean", *[line.task for line in by_base]]
+    page.keyboard.press("Space")
+    assert page.evaluate("document.activeElement.closest('th').ariaSort") == "descending"
+    descending = sorted(lines, key=lambda line: -round(line.mean("base"), 3))
+    assert page.evaluate(order) == ["mean", *[line.task for line in descending]]
+    page.locator("table.sortable").first.locator(".sort", has_text="Target").click()
+    assert page.locator("table.sortable").first.locator("[aria-sort]").count() == 1
+    by_name = sorted((line.task for line in lines), key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+    assert page.evaluate(order) == ["mean", *by_name]
+    for _ in range(2):
+        page.locator("table.sortable").first.locator(".sort", has_text="Target").click()
+    assert page.evaluate(order) == written
+    assert page.locator("table.sortable").first.locator("[aria-sort]").count() == 0
+
+
+def test_every_control_is_reached_by_the_tab_key_and_can_be_seen(five_page, visit):
+    page = visit(five_page, viewport={"width": 1200, "height": 900})
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.locator(".skip").bounding_box()["x"] >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "results"
+    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    wanted = page.evaluate("""() => { const all = [...document.querySelectorAll('a[href], button, input, select, summary, .box')]
+        .filter(one => one.checkVisibility()); all.forEach((one, at) => { one.dataset.at = at; }); return all.length; }""")
+    reached = set()
+    for _ in range(2 * wanted):
+        page.keyboard.press("Tab")
+        if len(reached) == wanted:
+            break
+        at, outline = page.evaluate("""() => { const one = document.activeElement, style = getComputedStyle(one);
+            return [one.dataset.at ?? null, style.outlineStyle]; }""")
+        if at is not None and int(at) not in reached:
+            reached.add(int(at))
+            assert outline != "none", page.evaluate("document.activeElement.outerHTML")
+    assert reached == set(range(wanted))
+
+
+def test_two_hundred_tasks_open_filter_and_sort_soon(many_page, visit):
+    pages = [visit(many_page, viewport={"width": 1200, "height": 900}) for _ in range(2)]  # the machine may be busy for a moment
+    loaded = "performance.getEntriesByType('navigation')[0].loadEventEnd"
+    assert 0 < min(page.evaluate(loaded) for page in pages) < SOON
+    for page in pages:
+        page.evaluate(FIRST_CHART)
+    for words in ("group3/", "task-17", ""):
+        assert min(page.evaluate(FILTERED, words) for page in pages) < SOON
+    sort = "() => { const start = performance.now(); document.querySelector('.sort').click(); return performance.now() - start; }"
+    assert min(page.evaluate(sort) for page in pages) < SOON

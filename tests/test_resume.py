@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 import microworld
-from prefinetune.checkpoint import checkpoints, damage, load_checkpoint
+from prefinetune import ranks
+from prefinetune.checkpoint import checkpoints, damage, load_checkpoint, remove
 from prefinetune.errors import InputError
 from prefinetune.finetune import finetune
 from prefinetune.results import RunFolder, append, read_records
-from prefinetune.train import schedule, train
+from prefinetune.train import restore, schedule, train
 
 SETTINGS = {
     "mixture": {"sub_batches": 3, "sub_batch_size": 4},
@@ -28,16 +29,6 @@ SETTINGS = {
     "train": {"updates": 30, "log_every": 4, "checkpoint_every": 5, "evaluate_every": 10, "keep_checkpoints": 3},
 }
 TIMES = {"examples_per_second", "tokens_per_second"}
-
-
-@pytest.fixture(scope="module")
-def dropout_model(tiny_model, tmp_path_factory) -> Path:
-    """The tiny model with dropout, so that a generator that is not restored shows."""
-    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("dropout") / "model")
-    config = json.loads((folder / "config.json").read_text())
-    config.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +190,33 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(harm, suite, dropout
     with pytest.warns(UserWarning, match=rf"{newer.name} is damaged \(.*\); using the one before it"):
         train(suite, dropout_model, folder, config=SETTINGS, cache=stores, resume=True)
     assert_same_run(folder, whole)
+
+
+def test_a_checkpoint_whose_removal_was_cut_off_is_none_and_is_cleared_away(whole, tmp_path, monkeypatch):
+    folder = shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+    oldest, *others = checkpoints(folder)
+
+    def cut_off(path):
+        next(path.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            remove(oldest)
+    assert checkpoints(folder) == others
+    assert len(list(folder.iterdir())) == len(others) + 1
+    assert load_checkpoint(folder).folder == others[-1]
+    assert sorted(folder.iterdir()) == others
+
+
+def test_a_process_that_finds_no_checkpoint_tells_the_others_and_does_not_begin_alone(tmp_path, monkeypatch):
+    def disagree(what, mine, accelerator):
+        raise InputError(f"process 0 found {what} step-00000005, another {mine}")
+
+    monkeypatch.setattr(ranks, "agree", disagree)
+    with pytest.raises(InputError, match="another None"):
+        restore(None, None, RunFolder(tmp_path / "run"), None)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_says_so(suite, dropout_model, stores, whole, tmp_path):

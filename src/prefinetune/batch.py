@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from heapq import heapreplace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ import numpy as np
 import torch
 
 from prefinetune.families import Encoded, Family, Segment
-from prefinetune.ops import Bounds
+from prefinetune.mixture import hash_key
+from prefinetune.ops import Bounds, move
 
 # What one more rectangle costs beside its tokens (kernel launches, adding up weight gradients), in tokens of compute.
 # Measured on CPU: from 32 to 128 MiniLM-L6 differs by under 5 %, and from 64 to 600 a model of 2 layers x 128 by under 13 %.
@@ -35,6 +37,7 @@ class Layout(NamedTuple):
     packed: bool = False  # whether it reads streams as they are
     sentence_id: int | None = None  # a sentence is read off its last token of this id; None: off its first token
     pools: bool = False  # a sentence is read off all of its tokens
+    one_task: bool = False  # whether every micro-batch is of one task, as its gradient must stay apart from others' (balancing)
 
 
 class Drawn(NamedTuple):
@@ -45,6 +48,7 @@ class Drawn(NamedTuple):
     family: Family
     weight: float  # 1 / (K x size of its sub-batch), over the whole update
     noised: bool = False  # whether it has a noised pass as well (R3F)
+    key: int = 0  # of the noise in that
 
 
 @dataclass(slots=True)
@@ -62,6 +66,7 @@ class Batch:
     segments: list[Segment]
     clean: int
     clean_tokens: int  # of the n
+    copy_keys: torch.Tensor  # [b - clean] int64, of the noise on each copy
     layout: Layout
 
     @property
@@ -82,12 +87,48 @@ class Batch:
         types = None if self.token_types is None else self.bounds.spread(self.token_types, 0)
         return self.bounds.spread(self.ids, self.layout.pad_id), mask.long(), types
 
+    def noise_keys(self) -> torch.Tensor:
+        """[n - clean_tokens] a key for the noise on each token of the copies."""
+        lengths, count = self.bounds.lengths[self.clean :], self.bounds.total - self.clean_tokens
+        places = self.bounds.places()[self.clean_tokens :]
+        return token_keys(self.copy_keys.repeat_interleave(lengths, output_size=count), places)
+
+    def noise_keys_in_rectangle(self) -> torch.Tensor:
+        """[b - clean, longest] the same, and some on padding."""
+        return token_keys(self.copy_keys[:, None], torch.arange(self.bounds.longest, device=self.copy_keys.device))
+
     def to(self, device: torch.device | str) -> Batch:
+        """On a device. To a GPU it is copied from pinned memory, while the GPU goes on computing."""
         if torch.device(device).type == "cpu":
             return self
         moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device) if isinstance(value, (torch.Tensor, Bounds)) else value for name, value in moved.items()}
+        moved = {name: value.to(device) if isinstance(value, Bounds) else value for name, value in moved.items()}
+        moved = {name: move(value, device) if isinstance(value, torch.Tensor) else value for name, value in moved.items()}
         return Batch(**moved | {"segments": [segment.to(device) for segment in self.segments]})
+
+    def without_weight(self) -> Batch:
+        """The same, with no part in the objective."""
+        return replace(self, segments=[replace(one, weights=torch.zeros_like(one.weights)) for one in self.segments])
+
+
+def deal(costs: np.ndarray, ranks: int) -> list[np.ndarray]:
+    """Deal examples out to processes so that each has about the same to compute: the dearest first, each to the one that has
+    least so far (Graham 1969: at most 4/3 of the best there is, and far less with many small ones).
+
+    Args:
+        costs: [n] tokens that a model reads of each example.
+        ranks: processes.
+
+    Returns:
+        Indices for each process, ascending; some may have none.
+    """
+    loads = [(0, rank) for rank in range(ranks)]
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    for index in np.argsort(-np.asarray(costs), kind="stable").tolist():
+        load, rank = loads[0]
+        dealt[rank].append(index)
+        heapreplace(loads, (load + int(costs[index]), rank))
+    return [np.sort(np.array(mine, dtype=np.int64)) for mine in dealt]
 
 
 def lay_out(
@@ -151,6 +192,11 @@ def divide(tokens: Sequence[int], token_budget: int) -> list[np.ndarray]:
     return [np.arange(start, end) for start, end in pairwise(cuts(limit))]
 
 
+def token_keys(keys: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """A key for each token, of its sequence's key and its place in it."""
+    return keys + places * 0x632BE59BD9B4E019
+
+
 def decoded_length(example: Encoded) -> int:
     """Tokens that a decoder reads beside each sequence of an example: its output, or the sequence once more."""
     return example.length if example.output is None else len(example.output)
@@ -173,6 +219,7 @@ def make_batch(drawn: Sequence[Drawn], layout: Layout) -> Batch:
     read = read if layout.decodes else [sequence[:0] for sequence in sequences]
     lengths, decoded = (np.array([len(sequence) for sequence in group]) for group in (sequences, read))
     segments, start, copies = [], 0, [np.arange(len(sequences))]
+    copy_keys: list[np.ndarray] = [np.zeros(0, np.int64)]
     copied, whole = len(sequences), np.zeros(len(sequences), dtype=bool)
     for (task, noised), group in by_segment.items():
         mine, family = [one.example for one in group], group[0].family
@@ -193,6 +240,7 @@ def make_batch(drawn: Sequence[Drawn], layout: Layout) -> Batch:
         if noised:
             segment.noised = replace(segment, rows=torch.arange(copied, copied + end - start))
             copies.append(np.arange(start, end))
+            copy_keys += [hash_key(one.key, np.arange(size)).view(np.int64) for one, size in zip(group, sizes, strict=True)]
             copied += end - start
         segments.append(segment)
         start = end
@@ -218,6 +266,7 @@ def make_batch(drawn: Sequence[Drawn], layout: Layout) -> Batch:
         segments=segments,
         clean=len(copies[0]),
         clean_tokens=int(lengths.sum()),
+        copy_keys=torch.from_numpy(np.concatenate(copy_keys)),
         layout=layout,
     )
 
@@ -243,6 +292,12 @@ def keep(anchors: np.ndarray, whole: np.ndarray, lengths: np.ndarray) -> tuple[t
 
 def micro_batches(drawn: Sequence[Drawn], token_budget: int, layout: Layout) -> list[Batch]:
     """All micro-batches of an update; noised copies count in the budget."""
+    if layout.one_task:
+        by_task: dict[str, list[Drawn]] = {}
+        for one in drawn:
+            by_task.setdefault(one.task, []).append(one)
+        mixed = layout._replace(one_task=False)
+        return [batch for mine in by_task.values() for batch in micro_batches(mine, token_budget, mixed)]
     if layout.packed:
         cuts = divide([read_length(one, layout.decodes) for one in drawn], token_budget)
     else:

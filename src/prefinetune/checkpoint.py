@@ -14,12 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from prefinetune import launcher
 from prefinetune.errors import InputError
 from prefinetune.model import MultiTask
+from prefinetune.ranks import like, whole
+from prefinetune.safety import is_name
 
 CHECKSUMS = "checksums.json"
+NEEDED = {"model.safetensors", "heads.safetensors", "optimizer.safetensors", "state.json"}
+
+
+class CannotSave(InputError):
+    """A checkpoint or a model could not be written: a full disk, say. `problem` is that without the advice."""
+
+    def __init__(self, final: Path, error: Exception) -> None:
+        self.problem = f"{final} could not be written ({error})"
+        super().__init__(f"{self.problem}; put that right and go on with --resume")
 
 
 @dataclass
@@ -36,7 +49,7 @@ class Checkpoint:
 def optimizer_state(model: MultiTask, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's tensors as PARAMETER|FIELD; parameters that never had a gradient have none."""
     return {
-        f"{name}|{field}": value.detach()
+        f"{name}|{field}": whole(value.detach())
         for name, parameter in model.named_parameters()
         for field, value in optimizer.state.get(parameter, {}).items()
     }
@@ -46,7 +59,9 @@ def load_optimizer_state(model: MultiTask, optimizer: torch.optim.Optimizer, sta
     parameters = dict(model.named_parameters())
     for key, value in state.items():
         name, _, field = key.rpartition("|")
-        optimizer.state[parameters[name]][field] = value.to(parameters[name].device)
+        parameter = parameters[name]
+        # A count of steps stays whole.
+        optimizer.state[parameter][field] = like(value, parameter) if value.ndim else value.to(parameter.device)
 
 
 def save_checkpoint(
@@ -58,34 +73,48 @@ def save_checkpoint(
     best: Mapping[str, torch.Tensor] | None = None,
     keep: int = 2,
 ) -> Path:
-    """Write folder/step-XXXXXXXX so that it is there whole or not at all; then remove all but the newest `keep`."""
+    """Write folder/step-XXXXXXXX so that it is there whole or not at all; then remove all but the newest `keep`. Every process
+    takes part, as each may hold a piece of each tensor; the main one writes.
+
+    Raises:
+        CannotSave: it cannot be written; those before it are as they were.
+    """
     final = folder / f"step-{step:08d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = model.unique_state()
+    tensors = {name: whole(tensor) for name, tensor in model.unique_state().items()}
     parts = {
         "model": {name: t for name, t in tensors.items() if not name.startswith("heads.")},
         "heads": {name: t for name, t in tensors.items() if name.startswith("heads.")},
         "optimizer": optimizer_state(model, optimizer),
     }
     if best is not None:
-        parts["best"] = dict(best)
+        parts["best"] = {name: whole(tensor) for name, tensor in best.items()}
+    if not launcher.is_main():
+        return final
+    sweep(folder)
+    write_checkpoint(final, parts, state)
+    for old in checkpoints(folder)[:-keep]:
+        remove(old)
+    return final
+
+
+def write_checkpoint(final: Path, parts: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> None:
     with replacing(final) as writing:
         for name, part in parts.items():
             save_file({key: tensor.contiguous() for key, tensor in part.items()}, writing / f"{name}.safetensors")
         (writing / "state.json").write_text(json.dumps(state))
         sums = {path.name: checksum(path) for path in sorted(writing.iterdir())}
         (writing / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return final
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None where there is none at all. A damaged one is passed over with a warning.
+    """The newest checkpoint that is whole, or None where there is none at all. A damaged one is passed over with a warning; what
+    a killed process left half-written or half-removed is cleared away.
 
     Raises:
         InputError: there are checkpoints, and every one is damaged.
     """
+    if launcher.is_main():
+        sweep(folder)
     found = checkpoints(folder)
     for path in reversed(found):
         problem = damage(path)
@@ -115,6 +144,8 @@ def damage(path: Path) -> str | None:
         sums = json.loads((path / CHECKSUMS).read_text())
     except (OSError, ValueError):
         return f"no readable {CHECKSUMS}"
+    if not isinstance(sums, dict) or not sums.keys() >= NEEDED or not all(map(is_name, sums)):
+        return f"{CHECKSUMS} is not of a checkpoint's files"
     for name, expected in sums.items():
         if not (path / name).is_file():
             return f"{name} is missing"
@@ -130,19 +161,44 @@ def checksum(path: Path) -> str:
 
 @contextmanager
 def replacing(final: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `final`, in place of what was there, when all of it is on disk."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    """A folder to write into that becomes `final`, in place of what was there, when all of it is on disk.
+
+    Raises:
+        CannotSave: it cannot be written; what was there is as it was.
+    """
     writing = final.with_name(f".writing-{final.name}")
-    if writing.exists():  # left by a process that was killed
-        shutil.rmtree(writing)
-    writing.mkdir()
-    yield writing
-    for path in [*writing.rglob("*"), writing]:
-        sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    writing.rename(final)
-    sync(final.parent)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for left in (writing, removing(final)):  # by a process that was killed
+            if left.exists():
+                shutil.rmtree(left)
+        writing.mkdir()
+        yield writing
+        for path in [*writing.rglob("*"), writing]:
+            sync(path)
+        if final.exists():
+            remove(final)
+        writing.rename(final)
+        sync(final.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise CannotSave(final, error) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a folder; a kill meanwhile leaves no half of it under its name."""
+    path.rename(removing(path))
+    shutil.rmtree(removing(path))
+
+
+def removing(path: Path) -> Path:
+    return path.with_name(f".removing-{path.name}")
+
+
+def sweep(folder: Path) -> None:
+    """Clear away what processes that were killed left half-written or half-removed."""
+    for left in [*folder.glob(".writing-*"), *folder.glob(".removing-*")]:
+        shutil.rmtree(left)
 
 
 def sync(path: Path) -> None:

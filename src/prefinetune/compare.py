@@ -8,35 +8,32 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import islice, product, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prefinetune.checkpoint import checksum
-from prefinetune.config import Config, make_config
+from prefinetune.config import Config, make_config, same_settings
 from prefinetune.display import Display
 from prefinetune.errors import InputError, listing
 from prefinetune.evidence import Comparison, best_rates, planned_cells, read_comparison, read_plan, rows_file
 from prefinetune.finetune import DEFAULTS, Prepared, learn, prepare_task, with_length
 from prefinetune.lineage import entries, seen_rows
-from prefinetune.model import read_config
+from prefinetune.model import hub_commit, read_config
+from prefinetune.notice import Notice, Preempted
 from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.results import append, environment, now, read_records, set_torn_aside, write
 from prefinetune.store import Store
 from prefinetune.task import Task, find_task
 from prefinetune.tokenizer import Tokenizer
 from prefinetune.train import digest_of, model_folder, model_tokenizer
+from prefinetune.workers import workers
 
 BASE, TREATED = "base", "pre-finetuned"
 LABELS, SEEDS, TUNING_SEEDS = (32, 128, None), 5, 2
@@ -45,7 +42,20 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 NO_STOPPING: Mapping[str, Any] = {"train": {"checkpoint_every": None, "evaluate_every": None, "patience": None}}
 
 Outcome = tuple[dict[str, Any], np.ndarray | None]  # a cell's record, and its row statistics
-Runner = Callable[[Sequence["Cell"]], Iterable[Outcome]]
+Runner = Callable[[Sequence["Cell"], Notice], Iterable[Outcome]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an arm starts from, where its fine-tunings have an objective of their own: R3F, for one, as a control of models that
+    were pre-finetuned with it. All else is the same in every arm."""
+
+    place: str | Path  # a run, a hub name or a model folder
+    objective: Mapping[str, Any] = field(default_factory=dict)  # settings of config.ObjectiveSettings
+
+
+def as_start(given: str | Path | Start) -> Start:
+    return given if isinstance(given, Start) else Start(given)
 
 
 @dataclass(frozen=True)
@@ -63,12 +73,13 @@ class Cell:
 
 def compare(
     tasks: Sequence[Task | str | Path],
-    start: str | Path,
+    start: str | Path | Start,
     out: str | Path,
     *,
     base: str | Path | None = None,
-    arms: Mapping[str, str | Path] | None = None,
-    labels: Sequence[int | None] = LABELS,
+    arms: Mapping[str, str | Path | Start] | None = None,
+    treated: str = TREATED,
+    labels: Sequence[int | float | None] = LABELS,
     seeds: int = SEEDS,
     grid: Sequence[float] = GRID,
     tuning_seeds: int = TUNING_SEEDS,
@@ -85,8 +96,9 @@ def compare(
         start: the pre-finetuned run (or model) that is judged.
         out: the comparison's folder. Finished cells that it holds are not run again.
         base: what it is judged against; what the run started from, when left out.
-        arms: further starting points by name: controls.
-        labels: numbers of labelled examples; None is all there are.
+        arms: further starting points by name: controls. A `Start` may have an objective of its own.
+        treated: what the judged arm is called.
+        labels: numbers of labelled examples, or (below 1) shares of those there are; None is all.
         seeds: how many; a seed is one labelled subset, order, head and dropout.
         grid: learning rates; one is chosen per task and number of labels, on the base arm's validation score.
         tuning_seeds: seeds whose mean that validation score is.
@@ -97,32 +109,9 @@ def compare(
         InputError: anything in tasks, data, models or settings that cannot be used, or a folder that holds another comparison.
     """
     display, folder = display or Display(quiet=True), Path(out)
-    given = config.model_dump(exclude_unset=True) if isinstance(config, Config) else dict(config or {})
-    if said := {"patience", "evaluate_every"} & set(given.get("train", {})):
-        raise InputError(f"train.{said.pop()}: a comparison gives every arm the same number of updates; it does not stop early")
-    settings = make_config(DEFAULTS, given, NO_STOPPING)
-    if "learning_rate" in given.get("optimizer", {}):
-        grid = (settings.optimizer.learning_rate,)
-    if seeds < 1 or not grid or not labels:
-        raise InputError(f"seeds: {seeds}, labels: {labels}, grid: {grid} are not accepted; at least one of each is needed")
-    found = [task if isinstance(task, Task) else find_task(task) for task in tasks]
-    names = [task.name for task in found]
-    if len(set(names)) < len(names):
-        raise InputError(f"tasks: given twice: {listing(sorted({name for name in names if names.count(name) > 1}))}")
-    bench = Bench(dict(zip(names, tasks, strict=True)), settings, given, data_root, Path(cache) if cache else None)
-    starts = all_arms(start, base, arms or {})
-    around = environment()
-    counts = list(dict.fromkeys("all" if count is None else str(count) for count in labels))
-    plan = {
-        "format": 1, "base": BASE, "treated": TREATED,
-        "arms": {name: {"start": str(where), "weights": weights_digest(where)} for name, where in starts.items()},
-        "tasks": {}, "labels": counts, "seeds": list(range(seeds)),
-        "grid": sorted(grid), "tuning_seeds": list(range(min(tuning_seeds, seeds))), "settings": bench.told(), "left_out": [],
-        "command": around["command"], "started": now(), "environment": around,
-    }  # fmt: skip
-    for where in starts.values():  # before any data is read: a task may not be one for this model
-        bench.tokenizer(where)
-    accounts = [account for task in found for account in plan_task(plan, bench, task, starts, labels, display)]
+    plan, bench, accounts = plan_comparison(
+        tasks, start, base, arms, treated, labels, seeds, grid, tuning_seeds, config, data_root, cache, display
+    )
     claim(folder, plan, display)
     write_quarantine(folder, accounts)
     for line in filter(None, (account.told() for account in accounts)):
@@ -130,8 +119,8 @@ def compare(
 
     cells = list(tuning_cells(plan, bench))
     display.say(
-        f"{len(found)} tasks x {len(labels)} label counts x {len(starts)} arms x {seeds} seeds; the learning rate is chosen on "
-        f"the base arm from {listing(grid)} ({len(cells)} cells)"
+        f"{len(plan['tasks'])} tasks x {len(plan['labels'])} label counts x {len(plan['arms'])} arms x {seeds} seeds; the "
+        f"learning rate is chosen on the base arm from {listing(plan['grid'])} ({len(cells)} cells)"
     )
     with cell_runner(bench, processes) as run:
         run_missing(cells, folder, run, "tuning cells", display)
@@ -140,24 +129,92 @@ def compare(
     return read_comparison(folder)
 
 
-def all_arms(start: str | Path, base: str | Path | None, others: Mapping[str, str | Path]) -> dict[str, str | Path]:
-    """Every arm's starting point by name: the base, the controls, and the pre-finetuned run."""
+def plan_comparison(
+    tasks: Sequence[Task | str | Path],
+    start: str | Path | Start,
+    base: str | Path | None,
+    arms: Mapping[str, str | Path | Start] | None,
+    treated: str,
+    labels: Sequence[int | float | None],
+    seeds: int,
+    grid: Sequence[float],
+    tuning_seeds: int,
+    config: Config | Mapping[str, Any] | None,
+    data_root: str | Path | None,
+    cache: str | Path | None,
+    display: Display,
+) -> tuple[dict[str, Any], Bench, list[Account]]:
+    """What comparison.json says, what all cells share, and what became of the rows; arguments and errors as of `compare`. Writes
+    to the cache alone."""
+    given = config.model_dump(exclude_unset=True) if isinstance(config, Config) else dict(config or {})
+    settings, grid = cell_settings(given, seeds, labels, grid)
+    found = [task if isinstance(task, Task) else find_task(task) for task in tasks]
+    names = [task.name for task in found]
+    if len(set(names)) < len(names):
+        raise InputError(f"tasks: given twice: {listing(sorted({name for name in names if names.count(name) > 1}))}")
+    bench = Bench(dict(zip(names, tasks, strict=True)), settings, given, data_root, Path(cache) if cache else None)
+    named = all_arms(as_start(start), base, arms or {}, treated)
+    starts = {name: one.place for name, one in named.items()}
+    bench.objectives = {name: dict(one.objective) for name, one in named.items() if one.objective}
+    for name in bench.objectives:
+        bench.config(1, 0, grid[0], name)  # its errors
+    around = environment()
+    counts = list(dict.fromkeys(map(label_name, labels)))
+    plan = {
+        "format": 1, "base": BASE, "treated": treated,
+        "arms": {
+            name: {"start": str(where), "weights": weights_digest(where)}
+            | ({"objective": bench.objectives[name]} if name in bench.objectives else {})
+            for name, where in starts.items()
+        },
+        "tasks": {}, "labels": counts, "seeds": list(range(seeds)),
+        "grid": sorted(grid), "tuning_seeds": list(range(min(tuning_seeds, seeds))), "settings": bench.told(), "left_out": [],
+        "command": around["command"], "started": now(), "environment": around,
+    }  # fmt: skip
+    for where in starts.values():  # before any data is read: a task may not be one for this model
+        bench.tokenizer(where)
+    accounts = [account for task in found for account in plan_task(plan, bench, task, starts, labels, display)]
+    return plan, bench, accounts
+
+
+def cell_settings(
+    given: Mapping[str, Any], seeds: int, labels: Sequence[int | float | None], grid: Sequence[float]
+) -> tuple[Config, list[float]]:
+    """The settings of all cells, and the rates to choose from: that of the settings where they have one.
+
+    Raises:
+        InputError: settings by which arms would not get the same, or none of something.
+    """
+    if said := {"patience", "evaluate_every"} & set(given.get("train", {})):
+        raise InputError(f"train.{said.pop()}: a comparison gives every arm the same number of updates; it does not stop early")
+    settings = make_config(DEFAULTS, given, NO_STOPPING)
+    if "learning_rate" in given.get("optimizer", {}):
+        grid = (settings.optimizer.learning_rate,)
+    if seeds < 1 or not grid or not labels:
+        raise InputError(f"seeds: {seeds}, labels: {labels}, grid: {grid} are not accepted; at least one of each is needed")
+    return settings, list(grid)
+
+
+def all_arms(start: Start, base: str | Path | None, others: Mapping[str, str | Path | Start], treated: str) -> dict[str, Start]:
+    """Every arm's starting point by name: the base, the pre-finetuned run, and the controls."""
     if base is None:
         try:
-            base = json.loads((Path(start) / "run.json").read_text())["model"]
+            base = json.loads((Path(start.place) / "run.json").read_text())["model"]
         except (OSError, ValueError, KeyError):
-            raise InputError(f"--base is missing, and {start} is no run that tells what it started from") from None
+            raise InputError(
+                f"--base is missing, and {start.place} is no run that tells what it started from; `prefinetune runs` lists runs"
+            ) from None
     for name in others:
-        if name in (BASE, TREATED):
+        if name in (BASE, treated):
             raise InputError(f"--arm: the name {name!r} is taken; choose another")
-    return {BASE: base, TREATED: start, **others}
+    return {BASE: Start(base), treated: start, **{name: as_start(one) for name, one in others.items()}}
 
 
 def weights_digest(start: str | Path) -> str:
     """What tells two starting points apart: a digest of a folder's weights, heads, configuration and tokenizer, or a commit."""
-    config = read_config(str(model_folder(start)))  # its errors are the clear ones
+    read_config(str(model_folder(start)))  # its errors are the clear ones
     if not Path(start).is_dir():
-        return f"hub {getattr(config, '_commit_hash', None)}"
+        return f"hub {hub_commit(str(start))}"
     root = Path(start)
     model = Path(model_folder(root))
     files = sorted([*(file for kind in MODEL_FILES for file in model.glob(kind)), *(root / "heads").rglob("*.safetensors")])
@@ -169,7 +226,7 @@ def plan_task(
     bench: Bench,
     task: Task,
     starts: Mapping[str, str | Path],
-    labels: Sequence[int | None],
+    labels: Sequence[int | float | None],
     display: Display,
 ) -> list[Account]:
     """Read a task as every tokenizer does, and enter into the plan which label counts it has examples for. Returns what became of
@@ -183,11 +240,12 @@ def plan_task(
         rows = f"{hidden:,} of {len(opened.split(role)) + hidden:,} {role} rows"
         plan["left_out"].append(f"{task.name}: {rows}, on which an arm was trained; no arm is scored on them")
     counts: dict[str, int] = {}
-    for count in labels:
-        if count is not None and not 1 <= count <= total:
-            plan["left_out"].append(f"{task.name}, {count} labels: it has {total:,} training examples")
-        elif (count or total) not in counts.values():
-            counts["all" if count is None else str(count)] = count or total
+    for asked in labels:
+        count = examples_of(asked, total)
+        if not 1 <= count <= total:
+            plan["left_out"].append(f"{task.name}, {label_name(asked)} labels: it has {total:,} training examples")
+        elif count not in counts.values():
+            counts[label_name(asked)] = count
     if not counts:
         raise InputError(f"labels: {listing(plan['labels'])} are not accepted; {task.name} has {total:,} training examples")
     family = opened.family
@@ -201,6 +259,16 @@ def plan_task(
     return prepared[0].accounts
 
 
+def label_name(asked: int | float | None) -> str:
+    """A label count as plans, tables and records of comparisons name it: 32, 10 %, all."""
+    return "all" if asked is None else f"{100 * asked:g} %" if isinstance(asked, float) else str(asked)
+
+
+def examples_of(asked: int | float | None, total: int) -> int:
+    """How many of so many examples a label count comes to."""
+    return total if asked is None else round(asked * total) if isinstance(asked, float) else asked
+
+
 def claim(folder: Path, plan: Mapping[str, Any], display: Display) -> None:
     """Write the plan, or make sure that what the folder holds is of this comparison (which may since have grown).
 
@@ -209,10 +277,10 @@ def claim(folder: Path, plan: Mapping[str, Any], display: Display) -> None:
     """
     if (folder / "comparison.json").exists():
         known = read_plan(folder)
-        differing = [key for key in ("settings",) if known[key] != plan[key]]
+        differing = [] if same_settings(known["settings"], plan["settings"]) else ["settings"]
         for kind, mark in (("arms", "weights"), ("tasks", "data")):
             for name, entry in plan[kind].items():
-                if name in known[kind] and known[kind][name][mark] != entry[mark]:
+                if name in known[kind] and any(known[kind][name].get(key) != entry.get(key) for key in (mark, "objective")):
                     differing.append(f"{mark} of {name}")
         if differing:
             raise InputError(
@@ -239,6 +307,7 @@ class Bench:
     given: Mapping[str, Any]  # what the user said of them
     data_root: str | Path | None
     cache: Path | None
+    objectives: dict[str, dict[str, Any]] = field(default_factory=dict)  # arm -> settings of the objective that only it has
     data: dict[str, str] = field(default_factory=dict)  # task -> digest of its rows
     seen: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # task -> role -> evaluation rows an arm was trained on
     tokenizers: dict[str, Tokenizer] = field(default_factory=dict, repr=False)  # by model
@@ -250,20 +319,20 @@ class Bench:
         del settings["optimizer"]["learning_rate"]
         return settings
 
-    def config(self, labels: int, seed: int, learning_rate: float) -> Config:
+    def config(self, labels: int, seed: int, learning_rate: float, arm: str = BASE) -> Config:
         """A cell's settings."""
-        settings = make_config(self.settings.model_dump(), {"seed": seed, "optimizer": {"learning_rate": learning_rate}})
+        own = {"seed": seed, "optimizer": {"learning_rate": learning_rate}, "objective": self.objectives.get(arm, {})}
+        settings = make_config(self.settings.model_dump(), own)
         return make_config(with_length(settings, self.given, labels).model_dump(), NO_STOPPING)
 
     def cell(self, plan: Mapping[str, Any], task: str, arm: str, labels: int, seed: int, learning_rate: float) -> Cell:
-        identity = [
-            plan["arms"][arm]["weights"], self.data[task], labels, self.config(labels, seed, learning_rate).digest(), task, arm
-        ]  # fmt: skip
+        settings = self.config(labels, seed, learning_rate, arm).digest()
+        identity = [plan["arms"][arm]["weights"], self.data[task], labels, settings, task, arm]
         return Cell(task, arm, plan["arms"][arm]["start"], labels, seed, learning_rate, digest_of(identity))
 
     def run(self, cell: Cell) -> Outcome:
         """A cell's record and row statistics. A fine-tuning that comes to nothing (its loss not finite, say) is a record too."""
-        config = self.config(cell.labels, cell.seed, cell.learning_rate)
+        config = self.config(cell.labels, cell.seed, cell.learning_rate, cell.arm)
         prepared = self.read(cell.task, cell.start, Display(quiet=True))
         family = prepared.opened.family
         known = {"arm": cell.arm, "learning_rate": cell.learning_rate, "digest": cell.digest}
@@ -318,22 +387,31 @@ def compared_cells(plan: Mapping[str, Any], bench: Bench, rates: Mapping[tuple[s
 
 
 def run_missing(cells: Sequence[Cell], folder: Path, run: Runner, unit: str, display: Display) -> None:
-    """Run the cells that results.jsonl does not hold, and write each as soon as it is done."""
+    """Run the cells that results.jsonl does not hold, and write each as soon as it is done.
+
+    Raises:
+        Preempted: Ctrl-C was pressed; cells that were being run are finished, and stay.
+    """
     done = {record.get("digest") for record in read_records(folder / "results.jsonl")}
     wanted = [cell for cell in cells if cell.digest not in done]
     if not wanted:
         return
-    if len(wanted) < len(cells):
-        display.say(f"{len(cells) - len(wanted)} of {len(cells)} {unit} are there already")
-    with display.counting(unit, len(wanted)) as advance:
-        for record, rows in run(wanted):
+    if there := len(cells) - len(wanted):
+        display.say(f"{there} of {len(cells)} {unit} are there already")
+    finishing = "finishing the cells that are being run; what is finished stays"
+    with display.counting(unit, len(wanted)) as advance, Notice(finishing, signals=()) as notice:
+        for record, rows in run(wanted, notice):
             if rows is not None:  # first, so that a line in results.jsonl means that they are there
                 save_rows(rows_file(folder, record["digest"]), rows)
             else:
                 place = f"{record['task']}, {record['labels']} labels, {record['arm']}, rate {record['learning_rate']}"
                 display.say(f"failed: {place}: {record['failed']}")
             append(folder / "results.jsonl", {**record, "when": now()})
+            there += 1
             advance(1)
+        if there < len(cells):
+            told = f"{there:,} of {len(cells):,} {unit} are done and stay in {folder}"
+            raise Preempted(told, notice.given, again="the same command")
 
 
 def save_rows(path: Path, rows: np.ndarray) -> None:
@@ -349,41 +427,34 @@ def save_rows(path: Path, rows: np.ndarray) -> None:
 def cell_runner(bench: Bench, processes: int) -> Iterator[Runner]:
     """A function that runs cells and gives their results as they come: here, or in processes of their own."""
     if processes == 1:
-        yield lambda cells: map(bench.run, cells)
+
+        def run_here(cells: Sequence[Cell], notice: Notice) -> Iterator[Outcome]:
+            return map(bench.run, takewhile(lambda _: not notice.given, cells))
+
+        yield run_here
         return
-    spawn = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // processes)
     fresh = replace(bench, tokenizers={}, prepared={})  # what they keep, they read themselves
-    pool = ProcessPoolExecutor(processes, spawn, initializer=start_worker, initargs=(fresh, threads, os.getpid()))
+    with workers(processes, keep_bench, fresh) as pool:
 
-    def run(cells: Sequence[Cell]) -> Iterator[Outcome]:
-        waiting: list[Future[Outcome]] = [pool.submit(run_in_worker, cell) for cell in cells]
-        for future in as_completed(waiting):
-            yield future.result()
+        def run_there(cells: Sequence[Cell], notice: Notice) -> Iterator[Outcome]:
+            left, done, waiting = iter(cells), set[Future[Outcome]](), set[Future[Outcome]]()
+            while True:
+                if not notice.given:  # no more than are run: what a pool has queued begins even when it is shut down
+                    waiting |= {pool.submit(run_in_worker, cell) for cell in islice(left, processes - len(waiting))}
+                yield from (future.result() for future in done)
+                if not waiting:
+                    return
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
 
-    try:
-        yield run
-    finally:
-        pool.shutdown(cancel_futures=True)
+        yield run_there
 
 
 worker_bench: Bench  # of a worker process
 
 
-def start_worker(bench: Bench, threads: int, parent: int) -> None:
+def keep_bench(bench: Bench) -> None:
     global worker_bench
-    import torch
-
     worker_bench = bench
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and stops us between cells
-
-    def leave_with_parent() -> None:  # a killed parent cannot
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 def run_in_worker(cell: Cell) -> Outcome:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from prefinetune.errors import InputError, nearest
@@ -62,6 +62,12 @@ class MixtureSettings(Section):
 
 
 class ObjectiveSettings(Section):
+    scaling: Literal["log", "none"] = Field("log", description="each loss divided by the log of its number of outcomes, or not")
+    heads: Literal["shared", "separate"] = Field("shared", description="of choice and span: one for all their tasks, or one each")
+    balancing: Literal["static", "uncertainty", "pcgrad", "cagrad", "upgrad"] = Field(
+        "static",
+        description="between tasks: their shares of an update as drawn, learned variances, or gradients that conflict less",
+    )
     r3f: float = Field(0.0, ge=0, description="weight of the divergence between clean and noised passes (R3F); 0 is off")
     noise: float = Field(1e-5, ge=0, description="its size on token embeddings: largest (uniform) or standard deviation (normal)")
     noise_kind: Literal["uniform", "normal"] = Field("uniform", description="its distribution")
@@ -74,6 +80,7 @@ class ObjectiveSettings(Section):
 class OptimizerSettings(Section):
     learning_rate: float = Field(3e-5, gt=0, description="peak, for the trunk")
     head_learning_rate: float | None = Field(None, gt=0, description="peak, for heads; as the trunk's when left out")
+    uncertainty_learning_rate: float = Field(0.01, gt=0, description="peak, for the log variances of balancing by uncertainty")
     weight_decay: float = Field(0.01, ge=0, description="on matrices; never on biases and norms")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.98, ge=0, lt=1)
@@ -81,6 +88,30 @@ class OptimizerSettings(Section):
     warmup: float = Field(0.06, ge=0, le=1, description="share of updates over which the rate rises")
     decay_power: float = Field(1.0, ge=0, description="of the polynomial decay to zero; 0 keeps the rate")
     clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+
+
+class LoraSettings(Section):
+    rank: int | None = Field(
+        None,
+        gt=0,
+        description="of the adapters that are trained instead of the trunk's own weights (docs/lora.md); none if left out",
+    )
+    alpha: float | None = Field(None, gt=0, description="adapters count alpha / rank times; twice the rank when left out")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what adapters read")
+    targets: tuple[str, ...] | None = Field(
+        None, min_length=1, description="the layers that get one, such as [query, value]; all linear ones when left out"
+    )
+
+    @property
+    def scale(self) -> float:
+        """PEFT's `lora_alpha`."""
+        return self.alpha or 2.0 * (self.rank or 0)
+
+    @model_validator(mode="after")
+    def _has_a_rank(self) -> LoraSettings:
+        if self.rank is None and self != LoraSettings.model_construct():
+            raise PydanticCustomError("rank", "a rank", {"expected": "a rank beside them, such as lora.rank=16"})
+        return self
 
 
 class TrainSettings(Section):
@@ -93,10 +124,40 @@ class TrainSettings(Section):
     keep_checkpoints: int = Field(2, gt=0)
     evaluate_every: int | None = Field(None, gt=0, description="updates between evaluations; only at the end when left out")
     evaluation_rows: int | None = Field(500, gt=0, description="most validation rows of a task scored")
+    affinity_every: int | None = Field(
+        None,
+        gt=0,
+        description="updates between samples of where each task pulls the trunk (docs/affinity.md); none when left out",
+    )
+    affinity_examples: int = Field(32, ge=2, description="of each task in such a sample")
     patience: int | None = Field(
         None, gt=0, description="evaluations without a better mean score before stopping; keeps the best"
     )
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more compute: states are computed twice")
+    halve_budget: bool = Field(False, description="a smaller token_budget by itself when memory runs out")
+    on_failed_checkpoint: Literal["stop", "continue"] = Field("stop", description="what to do when one cannot be written")
+    rank_timeout: float = Field(1800, gt=0, description="seconds that a process waits for the others before it gives up")
     max_skipped: int = Field(10, gt=0, description="updates in a row that may be skipped for a loss that is not finite")
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
+        (), description="experiment trackers that are told what metrics.jsonl is (docs/tracking.md)"
+    )
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+# Settings of `train` that have no part in the result.
+OPERATIONAL = {
+    "token_budget", "checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "halve_budget", "on_failed_checkpoint",
+    "rank_timeout", "affinity_every", "affinity_examples", "track",
+}  # fmt: skip
+# Settings that older runs did not have: at its default each leaves the digest as it was without it, so that they go on.
+ADDED = {
+    "objective": ("scaling", "heads", "balancing"), "optimizer": ("uncertainty_learning_rate",),
+    "lora": ("rank", "alpha", "dropout", "targets"),
+}  # fmt: skip
 
 
 class Config(Section):
@@ -107,14 +168,28 @@ class Config(Section):
     mixture: MixtureSettings = MixtureSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
     seed: int = Field(0, ge=0, description="of heads, orders, masks and dropout")
 
     def digest(self) -> str:
-        return hashlib.blake2b(json.dumps(self.model_dump(), sort_keys=True).encode(), digest_size=16).hexdigest()
+        """Of all settings that change what a run comes to; the others may differ when it goes on."""
+        settings, defaults = self.model_dump(exclude={"train": OPERATIONAL}), Config().model_dump()
+        for section, names in ADDED.items():
+            for name in names:
+                if settings[section][name] == defaults[section][name]:
+                    del settings[section][name]
+            if not settings[section]:
+                del settings[section]
+        return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def same_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records of settings come to the same; one may be of a version that had fewer."""
+    return make_config(one).digest() == make_config(other).digest()
 
 
 def make_config(*layers: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:

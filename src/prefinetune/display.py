@@ -17,24 +17,44 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from prefinetune import launcher
 from prefinetune.errors import listing
+from prefinetune.safety import visible
 
 if TYPE_CHECKING:
-    from prefinetune.evidence import Comparison, Effect
+    from rich.console import ConsoleOptions, RenderableType
+
+    from prefinetune.evidence import Comparison
+    from prefinetune.plan import ComparisonPlan, RunPlan
+    from prefinetune.statistics import Effect
+    from prefinetune.study_results import StudyResults
     from prefinetune.train import Update
 
 SMOOTHING = 0.9  # of the per-task losses on the screen
 LINE_EVERY = 10.0  # seconds between plain lines
 
 
+class Terminal(Console):
+    """Rich's console for texts that others wrote: names, labels and rows are no markup, and command no terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(visible(part.text), part.style)
+
+
 class Display:
     """Progress of one command. With `quiet`, nothing is shown."""
 
     def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, quiet=quiet, highlight=False)
+        quiet = quiet or not launcher.is_main()
+        self.console = console or Terminal(stderr=True, quiet=quiet)
         self.live_screen = self.console.is_terminal and not quiet
         if not self.console.is_terminal:
             self.console.width = 160  # a file has no width of its own, and tables cut to 80 columns read badly
@@ -43,7 +63,7 @@ class Display:
         self.record: Mapping[str, Any] = {}
 
     def say(self, message: str) -> None:
-        self.console.print(message, markup=False, soft_wrap=True)
+        self.console.print(message, soft_wrap=True)
 
     @contextmanager
     def counting(self, unit: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -122,6 +142,82 @@ class Display:
         for sentence in comparison.sentences():
             self.say(sentence)
 
+    def protocol(self, protocol: Mapping[str, Any]) -> None:
+        """A study's plan: groups with their members, what it takes, what is left out."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for heading in ("group", "role", "members", "what it is"):
+            table.add_column(heading, justify="right" if heading == "members" else "left")
+        for name, group in protocol["groups"].items():
+            count = sum(arm["group"] == name for arm in protocol["arms"].values())
+            table.add_row(Text(name), group["role"], str(count), Text(group["told"]))
+        self.console.print(table)
+        runs = {arm["run"] for arm in protocol["arms"].values() if arm["run"]}
+        costs = protocol["costs"]
+        self.say(
+            f"{len(runs)} pre-finetunings, {len(protocol['targets'])} targets x {listing(protocol['labels'])} labels x "
+            f"{len(protocol['seeds'])} seeds: {costs['examples']:,} examples, scoring one counted as a third"
+        )
+        if costs["seconds"] is not None:
+            self.say(f"{clock(costs['seconds'])} at {costs['examples_per_second']:,.0f} examples/s, the speed {costs['speed']}")
+        for line in protocol["left_out"]:
+            self.say(f"left out: {line}")
+
+    def plan(self, plan: RunPlan) -> None:
+        """A run before it is one: a table of its tasks, and then its size, memory and time."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for heading in ("task", "family", "rows", "set aside", "leaking", "scored", "in the run", "tokens each"):
+            table.add_column(heading, justify="left" if heading in ("task", "family") else "right", overflow="fold")
+        for task in plan.tasks:
+            counts = (task.rows, task.set_aside, task.left_out, task.validation, task.examples)
+            table.add_row(Text(task.name), task.family, *(f"{count:,}" for count in counts), f"{task.tokens:.0f}")
+        self.console.print(table)
+        self.say(
+            f"{plan.updates:,} updates of {plan.examples_per_update:,} examples, about {plan.tokens_per_update:,} tokens each"
+        )
+        trained = "" if plan.trainable == plan.parameters else f", {plan.trainable:,} of them trained"
+        self.say(f"{plan.parameters:,} weights{trained}, on {plan.device}")
+        parts = ", ".join(f"{name} {size(count)}" for name, count in plan.memory.items())
+        self.say(f"memory: about {size(sum(plan.memory.values()))} and what Python and its libraries take ({parts})")
+        self.say(
+            f"time: about {clock(plan.seconds)} with scoring, by {plan.timed} updates of {plan.update_seconds:.2f} s; the data "
+            "is prepared. Nothing was written"
+        )
+
+    def comparison_plan(self, plan: ComparisonPlan) -> None:
+        """A comparison before it is one."""
+        self.say("one cell, the first task from the base arm with the most labels:")
+        self.plan(plan.cell)
+        for line in plan.left_out:
+            self.say(f"left out: {line}")
+        there = f", {plan.there:,} of them there already" if plan.there else ""
+        self.say(
+            f"{plan.cells:,} cells{there}; what is to be run learns from {plan.examples:,} examples, about {clock(plan.seconds)}"
+        )
+
+    def study(self, found: StudyResults) -> None:
+        """A table per label count, the largest loss first, then contrasts, what is missing, and the sentences."""
+        numbers = ("members", "gain", "95 % interval", "P(helps)", "detectable", "gained", "p (signs)", "restarts")
+        for at in found.labels:
+            table = Table(title=f"{at} labels: gain over the base", title_justify="left", box=None, pad_edge=False)
+            for heading in ("group", "against", *numbers, "hurt (Holm)"):
+                table.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
+            changes = {one.group: one.change for one in found.restarts if one.at == at}
+            contrasts = sorted((one for one in found.contrasts if one.at == at), key=lambda one: one.effect.mean)
+            for one in (*found.at(at), *contrasts):
+                change = changes.get(one.group) if one.against == found.base else None
+                table.add_row(
+                    Text(one.group), Text(one.against), str(len(one.members)), *effect_cells(one.effect)[:4],
+                    f"{one.gained} of {len(one.targets)}", f"{one.sign_p:.3f}", f"{change.mean:+.3f}" if change else "",
+                    Text(listing(target.task for target in one.harmed)),
+                )  # fmt: skip
+            self.console.print(table)
+        for problem in found.problems:
+            self.say(problem)
+        for line in found.missing:
+            self.say(f"not run: {line}")
+        for sentence in found.sentences():
+            self.say(sentence)
+
     def _numbers(self) -> str:
         r = self.record
         if not r:
@@ -174,3 +270,8 @@ def clock(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def size(count: int) -> str:
+    """Bytes as 1.2 GB or 340 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -102,7 +102,7 @@ class EncoderDecoder(Backbone):
     def forward(self, batch: Batch, noise: Noise | None = None) -> States:
         """As in `Backbone`; noise goes on what the encoder reads (as in fairseq's R3F)."""
         if batch.layout.packed:
-            decoded, encoded = stream.encode_and_decode(self.trunk, batch, noise)
+            decoded, encoded = stream.encode_and_decode(self.trunk, batch, noise, self.recompute)
             states = States.of_stream(decoded, batch.kept_bounds, batch.anchors)
             states.encoded = States.of_stream(encoded, batch.bounds, batch.anchors)
             return states

@@ -40,8 +40,9 @@ def field_name(field: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` when something known is close to `name`, else an empty string."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    """`" (did you mean 'x'?)"` when something known is close to `name` or ends in it (glue/rte for rte), else an empty string."""
+    known = list(known)
+    close = [one for one in known if one.endswith(f"/{name}")] or difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

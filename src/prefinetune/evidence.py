@@ -9,102 +9,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from prefinetune.errors import InputError
 from prefinetune.families import FAMILIES
 from prefinetune.results import read_lines
-
-RESAMPLES = 2000  # of rows
-QUANTILES = 401  # of the resamples and of Student's t, each added to each
-LEVEL, POWER = 0.95, 0.8
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A mean paired difference and what is known about it. Without two seeds (or tasks) there is no interval: all None."""
-
-    mean: float
-    differences: tuple[float, ...]  # one per seed, or per task
-    low: float | None = None  # of the 95 % interval
-    high: float | None = None
-    probability: float | None = None  # that the true difference is above zero
-    detectable: float | None = None  # the smallest true difference that such a run would show (exclude zero) four times in five
-
-    @property
-    def verdict(self) -> str:
-        """gain, harm, or unclear: whether the interval excludes zero."""
-        if self.low is None or self.high is None:
-            return "unclear"
-        return "gain" if self.low > 0 else "harm" if self.high < 0 else "unclear"
-
-
-def resampled_scores(
-    rows: Sequence[np.ndarray], score: Callable[[np.ndarray], np.ndarray], resamples: int = RESAMPLES, seed: int = 0
-) -> np.ndarray:
-    """Scores [resamples, cells] of cells on resampled test rows, the same rows in every cell.
-
-    Args:
-        rows: per cell, row statistics [r, k] (see `Family.row_statistics`).
-        score: the score that means of them [..., k] stand for.
-    """
-    table = np.stack(rows, axis=1).astype(np.float64)  # [r, cells, k]
-    size, flat, generator = len(table), table.reshape(len(table), -1), np.random.default_rng(seed)
-    found = []
-    for start in range(0, resamples, 100):
-        counts = generator.multinomial(size, np.full(size, 1 / size), min(100, resamples - start))
-        found.append(counts.astype(np.float64) @ flat / size)
-    return score(np.concatenate(found).reshape(-1, *table.shape[1:]))
-
-
-def paired_effect(
-    treated: Sequence[float], control: Sequence[float], treated_resampled: np.ndarray, control_resampled: np.ndarray
-) -> Effect:
-    """The mean over seeds of treated minus control, with the uncertainty of both the seeds and the test rows.
-
-    Rows are bootstrapped, paired over arms and seeds. The few seeds are not: resampling three of them never leaves their range,
-    and intervals made so cover far less than they say. Their part is Student's t, and the two are added as independent (the
-    Behrens-Fisher distribution, whose intervals err to the wide side).
-
-    Args:
-        treated, control: [s] scores by seed, in the same order.
-        treated_resampled, control_resampled: [resamples, s] the same on resampled rows.
-    """
-    differences = np.asarray(treated, dtype=np.float64) - np.asarray(control, dtype=np.float64)
-    mean, size = float(differences.mean()), len(differences)
-    if size < 2:
-        return Effect(mean, tuple(differences.tolist()))
-    by_rows = (treated_resampled - control_resampled).mean(axis=1)  # [resamples]
-    seed_error = float(differences.std(ddof=1)) / math.sqrt(size)
-    middles = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    draws = np.quantile(by_rows, middles)[:, None] + seed_error * stats.t.ppf(middles, size - 1)  # [quantiles, quantiles]
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    error = math.hypot(seed_error, float(by_rows.std()))
-    above = float((draws > 0).mean() + (draws == 0).mean() / 2)
-    detectable = float((high - low) / 2 + stats.t.ppf(POWER, size - 1) * error)
-    return Effect(mean, tuple(differences.tolist()), float(low), float(high), above, detectable)
-
-
-def effect_over_tasks(gains: Sequence[float]) -> Effect:
-    """The mean over tasks, with Student's t over them: what a further task like these may expect."""
-    values = np.asarray(gains, dtype=np.float64)
-    mean, size = float(values.mean()), len(values)
-    if size < 2:
-        return Effect(mean, tuple(values.tolist()))
-    error = float(stats.sem(values))
-    if error == 0:
-        return Effect(mean, tuple(values.tolist()), mean, mean, float((np.sign(mean) + 1) / 2), 0.0)
-    low, high = stats.t.interval(LEVEL, size - 1, mean, error)
-    reach = float((stats.t.ppf((1 + LEVEL) / 2, size - 1) + stats.t.ppf(POWER, size - 1)) * error)
-    return Effect(mean, tuple(values.tolist()), float(low), float(high), float(stats.t.cdf(mean / error, size - 1)), reach)
-
+from prefinetune.safety import is_name
+from prefinetune.statistics import Effect, effect_over_tasks, paired_effect, resampled_scores
 
 # ---- a comparison, read back
 
@@ -166,6 +83,9 @@ class Comparison:
 
 
 def rows_file(folder: Path, digest: str) -> Path:
+    """Raises ValueError for a digest that names a file elsewhere."""
+    if not is_name(digest):
+        raise ValueError(f"{digest!r} is no digest")
     return folder / "rows" / f"{digest}.npy"
 
 
@@ -175,13 +95,22 @@ def read_plan(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    path = folder / "comparison.json"
+    return read_own(folder, "comparison")
+
+
+def read_own(folder: Path, kind: str) -> dict[str, Any]:
+    """What says of a folder that it holds something of a kind: KIND.json.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = folder / f"{kind}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{folder} holds no comparison (no comparison.json)") from None
+        raise InputError(f"{folder} holds no {kind} (no {path.name})") from None
     except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error}); start the comparison again in another folder") from None
+        raise InputError(f"{path} cannot be read ({error}); start the {kind} again in another folder") from None
 
 
 def planned_cells(plan: Mapping[str, Any]) -> list[tuple[str, str, int]]:
@@ -226,13 +155,32 @@ NEEDED = {
 }
 
 
-def read_comparison(folder: str | Path) -> Comparison:
-    """Everything a comparison found so far, finished or not.
+@dataclass(frozen=True)
+class Finished:
+    """The finished cells of one task at one label count."""
+
+    task: str
+    at: str  # the label count as it was asked for
+    count: int  # examples it came to
+    rate: float
+    cells: Mapping[tuple[str, int], Mapping[str, Any]]  # (arm, seed) -> record, with a finite score
+
+
+class Read(NamedTuple):
+    """A comparison's folder, read: the plan, what is finished, and in words what is not and what could not be read."""
+
+    plan: dict[str, Any]
+    finished: list[Finished]
+    missing: list[str]
+    problems: list[str]
+
+
+def read_finished(folder: Path) -> Read:
+    """Every finished cell of a comparison, at the learning rate that was chosen.
 
     Raises:
         InputError: the folder holds no comparison.
     """
-    folder = Path(folder)
     plan = read_plan(folder)
     lines_read = read_lines(folder / "results.jsonl")
     problems = [f"results.jsonl, line {number}: not a whole record, passed over" for number, _ in lines_read.torn]
@@ -246,7 +194,7 @@ def read_comparison(folder: str | Path) -> Comparison:
         problems.append(f"results.jsonl: {older} records of another kind or version were left out")
     rates = best_rates(plan, records)
     known = {(r["task"], r["labels"], r["arm"], r["seed"], r["learning_rate"]): r for r in records}
-    lines, missing = [], list(plan.get("left_out", ()))
+    finished, missing = [], list(plan.get("left_out", ()))
     for task, at, count in planned_cells(plan):
         rate = rates.get((task, count))
         if rate is None:
@@ -262,31 +210,36 @@ def read_comparison(folder: str | Path) -> Comparison:
             else:
                 missing.append(f"{task}, {at} labels, {arm}, seed {seed}")
         if cells:
-            line, lost = make_line(folder, plan, task, at, count, rate, cells)
-            lines.append(line)
-            problems += lost
+            finished.append(Finished(task, at, count, rate, cells))
+    return Read(plan, finished, missing, problems)
+
+
+def read_comparison(folder: str | Path) -> Comparison:
+    """Everything a comparison found so far, finished or not.
+
+    Raises:
+        InputError: the folder holds no comparison.
+    """
+    folder = Path(folder)
+    plan, finished, missing, problems = read_finished(folder)
+    lines = []
+    for one in finished:
+        line, lost = make_line(folder, plan, one)
+        lines.append(line)
+        problems += lost
     order = {at: index for index, at in enumerate(plan["labels"])}
     lines.sort(key=lambda line: (order[line.at], line.effects[plan["base"]].mean if plan["base"] in line.effects else math.inf))
     return Comparison(folder, plan, tuple(lines), tuple(missing), tuple(problems))
 
 
-def make_line(
-    folder: Path,
-    plan: Mapping[str, Any],
-    task: str,
-    at: str,
-    count: int,
-    rate: float,
-    cells: Mapping[tuple[str, int], Mapping[str, Any]],
-) -> tuple[Line, list[str]]:
-    """One line from the cells of a task at one label count by (arm, seed), and what is wrong with their files."""
-    first = next(iter(cells.values()))
-    score = FAMILIES[first["family"]].score_of_means
+def resampled_cells(folder: Path, plan: Mapping[str, Any], one: Finished) -> tuple[dict[tuple[str, int], np.ndarray], list[str]]:
+    """(arm, seed) -> the cell's scores [resamples] on resampled test rows, the same ones for all cells, and what is wrong with
+    their files."""
     problems, rows = [], {}
     for seed in plan["seeds"]:
-        if len({record["subset"] for (_, one), record in cells.items() if one == seed}) > 1:
-            problems.append(f"{task}, {at} labels, seed {seed}: the arms did not see the same labelled rows")
-    for (arm, seed), record in cells.items():
+        if len({record["subset"] for (_, other), record in one.cells.items() if other == seed}) > 1:
+            problems.append(f"{one.task}, {one.at} labels, seed {seed}: the arms did not see the same labelled rows")
+    for (arm, seed), record in one.cells.items():
         try:
             found = np.load(rows_file(folder, record["digest"]), allow_pickle=False)
             if found.ndim != 2 or len(found) != record["rows"]:
@@ -294,12 +247,19 @@ def make_line(
             rows[arm, seed] = found
         except (OSError, ValueError) as error:
             problems.append(
-                f"{task}, {at} labels, {arm}, seed {seed}: its rows cannot be read ({error}), so it is in no interval"
+                f"{one.task}, {one.at} labels, {arm}, seed {seed}: its rows cannot be read ({error}), so it is in no interval"
             )
-    resampled = {}
-    if rows:
-        table = resampled_scores(list(rows.values()), score)
-        resampled = {key: table[:, index] for index, key in enumerate(rows)}
+    if not rows:
+        return {}, problems
+    score = FAMILIES[next(iter(one.cells.values()))["family"]].score_of_means
+    table = resampled_scores(list(rows.values()), score)
+    return {key: table[:, index] for index, key in enumerate(rows)}, problems
+
+
+def make_line(folder: Path, plan: Mapping[str, Any], one: Finished) -> tuple[Line, list[str]]:
+    """One line from the cells of a task at one label count, and what is wrong with their files."""
+    cells, first = one.cells, next(iter(one.cells.values()))
+    resampled, problems = resampled_cells(folder, plan, one)
     treated, effects = plan["treated"], {}
     for arm in plan["arms"]:
         paired = [seed for seed in plan["seeds"] if (arm, seed) in resampled and (treated, seed) in resampled]
@@ -312,7 +272,7 @@ def make_line(
     }
     by_arm = {arm: scores for arm, scores in by_arm.items() if scores}
     majority = first["scores"].get("majority")
-    return Line(task, first["family"], first["metric"], at, count, rate, majority, by_arm, effects), problems
+    return Line(one.task, first["family"], first["metric"], one.at, one.count, one.rate, majority, by_arm, effects), problems
 
 
 # ---- in words
@@ -322,7 +282,7 @@ def verdict(comparison: Comparison, labels: str) -> str:
     """One sentence about one label count: against the base, then against every control."""
     effect = comparison.over_tasks(labels)
     lines = comparison.at(labels)
-    count = f"With {labels} labels" if labels != "all" else "With all labels"
+    count = with_labels(labels)
     if effect is None:
         return f"{count}: too few cells are finished to say anything."
     size = len(lines)
@@ -342,6 +302,10 @@ def verdict(comparison: Comparison, labels: str) -> str:
             words = {"gain": "ahead", "harm": "behind", "unclear": "not clearly different"}[against.verdict]
             parts.append(f"against {control} {words}: {shown(against)}")
     return "; ".join(parts) + "."
+
+
+def with_labels(at: str) -> str:
+    return f"With {at} of the labels" if at.endswith("%") else f"With {at} labels"
 
 
 def shown(effect: Effect) -> str:

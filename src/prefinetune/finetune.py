@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from prefinetune import launcher
+from prefinetune.card import write_card
 from prefinetune.config import Config, make_config
 from prefinetune.display import Display
 from prefinetune.errors import InputError
@@ -18,14 +20,17 @@ from prefinetune.export import load_head, save_task_model
 from prefinetune.families import Encoded, Examples, Family
 from prefinetune.leaks import leave_out
 from prefinetune.lineage import seen_rows
+from prefinetune.lora import adapt, check_lora, save_adapter
 from prefinetune.mixture import hash_key, permute
-from prefinetune.model import MultiTask, load_backbone
+from prefinetune.model import MultiTask, hub_commit, load_backbone
 from prefinetune.quarantine import Account, write_quarantine
+from prefinetune.ranks import gathered
 from prefinetune.results import RunFolder
 from prefinetune.sources import OpenTask, open_task
 from prefinetune.store import Store, build_store, encode_split
 from prefinetune.task import Task, find_task
 from prefinetune.tokenizer import Tokenizer
+from prefinetune.tracking import check_trackers
 from prefinetune.train import TaskData, describe, digest_of, fit, model_folder, model_tokenizer, report_cuts
 
 DEFAULTS: Mapping[str, Any] = {
@@ -78,31 +83,27 @@ def finetune(
     Raises:
         InputError: anything in task, data, model or settings that cannot be used.
     """
-    display = display or Display(quiet=True)
-    task = task if isinstance(task, Task) else find_task(task)
-    given = config.model_dump(exclude_unset=True) if isinstance(config, Config) else dict(config or {})
-    config = make_config(DEFAULTS, given)
-    name = str(model_folder(start))
-    tokenizer = model_tokenizer(name, [task], config.data)
-    seen = seen_rows([start], task, config.data, data_root, cache, display)
-    prepared = prepare_task(task, tokenizer, config, data_root, cache, display, seen)
-    examples = prepared.examples(labels, config.seed)
-    config = with_length(config, given, len(examples))
-
+    display, name = display or Display(quiet=True), str(model_folder(start))
+    prepared, examples, config = prepare_tuning(task, start, labels, config, data_root, cache, display)
+    task = prepared.opened.task
     identity = {
         "kind": "finetune", "model": name, "settings": config.digest(), "data": prepared.store.manifest["digest"],
         "labels": labels, "keep_head": keep_head,
     }  # fmt: skip
     folder, resolved = RunFolder(out), describe(prepared.opened, prepared.store, prepared.accounts)
-    folder.start(identity, config.to_yaml(), {"name": task.name, "model": name, "tasks": [resolved]}, resume)
-    write_quarantine(folder.path, prepared.accounts)
-    report_cuts([resolved], prepared.accounts, display)
+    told = {"name": task.name, "model": name, "commit": hub_commit(name), "tasks": [resolved]}
+    with folder.claimed(identity, config.to_yaml(), told, resume):
+        if launcher.is_main():
+            write_quarantine(folder.path, prepared.accounts)
+        report_cuts([resolved], prepared.accounts, display)
 
-    learned = learn(prepared, start, examples, config, keep_head, folder, display, resume)
-    save_task_model(learned.model, task.name, tokenizer, folder.path / "model")
-    record = {"arm": "finetune", **learned.record, "digest": digest_of(identity)}
-    folder.write_predictions(task.slug, readable(prepared.opened.family, prepared.scored, learned.predictions))
-    folder.add_result(record)
+        learned = learn(prepared, start, examples, config, keep_head, folder, display, resume)
+        save_task_model(learned.model, task.name, prepared.tokenizer, folder.path / "model")
+        save_adapter(learned.model.backbone, folder.path / "adapter")
+        record = {"arm": "finetune", **learned.record, "digest": digest_of(identity)}
+        folder.write_predictions(task.slug, readable(prepared.opened.family, prepared.scored, learned.predictions))
+        folder.add_result(record)
+        write_card(folder.path, folder.path / "model", evidence=())
     return Tuned(folder.path, record, learned.predictions)
 
 
@@ -122,6 +123,29 @@ class Prepared:
         """The training examples of a few-label subset; all where `labels` is None."""
         chosen = choose(self.store, self.opened.family, labels, seed)
         return self.store if chosen is None else [self.store[index] for index in chosen.tolist()]
+
+
+def prepare_tuning(
+    task: Task | str | Path,
+    start: str | Path,
+    labels: int | float | None,
+    config: Config | Mapping[str, Any] | None,
+    data_root: str | Path | None,
+    cache: str | Path | None,
+    display: Display,
+) -> tuple[Prepared, Examples, Config]:
+    """All that a fine-tuning is a function of, before the first update: the task, the examples of its few-label subset, and the
+    settings with their length; arguments and errors as of `finetune`. Writes to the cache alone."""
+    task = task if isinstance(task, Task) else find_task(task)
+    given = config.model_dump(exclude_unset=True) if isinstance(config, Config) else dict(config or {})
+    config = make_config(DEFAULTS, given)
+    check_lora(config.lora)
+    check_trackers(config.train.track)
+    tokenizer = model_tokenizer(str(model_folder(start)), [task], config.data)
+    seen = seen_rows([start], task, config.data, data_root, cache, display)
+    prepared = prepare_task(task, tokenizer, config, data_root, cache, display, seen)
+    examples = prepared.examples(labels, config.seed)
+    return prepared, examples, with_length(config, given, len(examples))
 
 
 def prepare_task(
@@ -175,15 +199,14 @@ def learn(
     """Fine-tune on prepared examples, and score. Without a folder nothing is written."""
     opened, task = prepared.opened, prepared.opened.task.name
     family = opened.family
-    backbone = load_backbone(str(model_folder(start)), config.model.attention_dropout, config.objective.spectral_norm)
-    model = MultiTask(backbone, {task: family}, config.seed)
-    kept = keep_head and load_head(model, task, Path(start))
+    model, kept = build(prepared, start, config, keep_head, display)
     data = [TaskData(task, family, examples)]
     watched = {task: prepared.selection} if prepared.selection else {}
     result = fit(model, prepared.tokenizer, data, watched, config, folder, display, resume)
     validation = result.scores[task][family.metric] if watched else None
     progress = result.progress
-    predictions = predict(model, prepared.tokenizer, task, prepared.scored)
+    with gathered(model.backbone):
+        predictions = predict(model, prepared.tokenizer, task, prepared.scored)
     scores = family.score(predictions, prepared.scored)
     record = {
         "task": task, "family": family.kind, "base": str(start), "labels": len(examples), "seed": config.seed,
@@ -193,6 +216,18 @@ def learn(
         "seconds": round(progress.seconds, 2),
     }  # fmt: skip
     return Learned(model, record, predictions)
+
+
+def build(
+    prepared: Prepared, start: str | Path, config: Config, keep_head: bool, display: Display | None = None
+) -> tuple[MultiTask, bool]:
+    """The model before the first update, and whether its head is one that `start` has."""
+    task, family = prepared.opened.task.name, prepared.opened.family
+    backbone = load_backbone(str(model_folder(start)), config.model.attention_dropout, config.objective.spectral_norm)
+    if (line := adapt(backbone, config.lora, config.seed)) and display:
+        display.say(line)
+    model = MultiTask(backbone, {task: family}, config.seed, config.objective.heads == "separate")
+    return model, keep_head and load_head(model, task, Path(start))
 
 
 def with_length(config: Config, given: Mapping[str, Any], num_examples: int) -> Config:

@@ -323,7 +323,7 @@ def example(level: int, opened: OpenTask, row: int, other: OpenTask, role: str, 
 
 
 def shorten(opened: OpenTask, role: str, index: int) -> list[str]:
-    row = opened.split(role).rows[index]
+    row = opened.split(role).rows[int(index)]  # older datasets take no number of numpy
     family = opened.task.family
     texts = (field_text(field_values(row, where), family.any_order) for where in (*family.inputs(), *family.outputs()))
     return [text if len(text) <= 300 else text[:300] + " …" for text in texts if text]

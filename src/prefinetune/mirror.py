@@ -12,12 +12,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prefinetune.errors import InputError, Unavailable
 from prefinetune.results import now, read_records, write
+from prefinetune.safety import is_name
 from prefinetune.sources import Files, Hub, OpenTask, Rows, open_task
 
 if TYPE_CHECKING:
@@ -198,6 +199,16 @@ def commit_of(opened: OpenTask) -> str | None:
         return None
 
 
+def origin(opened: OpenTask) -> str | None:
+    """Where rows that a mirror holds came from: the hub's set as a suite file names it, at the commit that was mirrored where the
+    mirror knows it. None for rows of no mirror, and of none that has a name elsewhere."""
+    source = opened.task.source
+    if opened.source is source or (isinstance(source, Hub) and source.id is None):
+        return None
+    commit = commit_of(opened)
+    return (replace(source, revision=commit) if isinstance(source, Hub) and commit else source).describe()
+
+
 def save(rows: Dataset, path: Path) -> dict[str, Any]:
     """Write a split, a row group at a time. Half-written files do no harm: only what is in the record counts.
 
@@ -228,8 +239,17 @@ def sha256(path: Path) -> str:
 
 
 def read_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """The sets of a mirror by slug, as its manifest has them; none where there is no manifest, or one of another kind."""
-    return {record["slug"]: record for record in read_records(Path(folder) / MANIFEST) if "files" in record}
+    """The sets of a mirror by slug, as its manifest has them; none where there is no manifest, or one of another kind.
+
+    Raises:
+        InputError: it names a folder or a file outside of the mirror.
+    """
+    path = Path(folder) / MANIFEST
+    found = {record["slug"]: record for record in read_records(path) if "files" in record}
+    for name in (name for slug, record in found.items() for name in (slug, *record["files"])):
+        if not is_name(name):
+            raise InputError(f"{path}: {name!r} is not accepted; expected the name of a folder of the mirror, or of a split")
+    return found
 
 
 def put(record: Mapping[str, Any], folder: Path) -> None:

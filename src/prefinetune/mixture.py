@@ -6,8 +6,9 @@ is one integer and its memory is O(tasks), for a thousand rows as for a billion.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,19 +17,20 @@ ROUNDS = 10  # of the Feistel network: with fewer, the smallest ranges show whic
 
 
 def mix(value: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """A 64-bit hash of value and key (the finalizer of SplitMix64, Steele et al. 2014); wraps around by design."""
-    with np.errstate(over="ignore"):
-        value = (value + key * np.uint64(0x9E3779B97F4A7C15)) ^ (key >> np.uint64(29))
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return value ^ (value >> np.uint64(31))
+    """A 64-bit hash of value and key (the finalizer of SplitMix64, Steele et al. 2014); wraps around by design. Arrays: numpy
+    warns of scalars that wrap around."""
+    value = (value + key * np.uint64(0x9E3779B97F4A7C15)) ^ (key >> np.uint64(29))
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
 
 
 def hash_key(*parts: int | np.ndarray) -> np.ndarray:
     """A 64-bit key from several integers, or one key per element of arrays of them."""
     key = np.full(np.broadcast_shapes(*(np.shape(part) for part in parts)), 0x243F6A8885A308D3, dtype=np.uint64)
-    for part in parts:
-        key = mix(key, np.asarray(part).astype(np.uint64) + np.uint64(1))
+    with np.errstate(over="ignore"):
+        for part in parts:
+            key = mix(key, np.asarray(part).astype(np.uint64) + np.uint64(1))
     return key
 
 
@@ -44,6 +46,19 @@ def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray | int) ->
     Returns:
         [n] int64. For one size and key, a bijection of range(size).
     """
+    return walk(index, size, key, feistel)
+
+
+def unpermute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray | int) -> np.ndarray:
+    """The inverse of `permute`: what goes to each index. With it, any example's place in a stream is found without a search."""
+    return walk(index, size, key, feistel_back)
+
+
+Halves = tuple[np.ndarray, np.ndarray]
+
+
+def walk(index: np.ndarray, size: np.ndarray | int, key: np.ndarray | int, network: Callable[..., Halves]) -> np.ndarray:
+    """Each index through a network until it is in range(size) again."""
     index = np.asarray(index, dtype=np.uint64)
     size = np.broadcast_to(np.asarray(size, dtype=np.uint64), index.shape)
     key = np.broadcast_to(np.asarray(key).astype(np.uint64), index.shape)
@@ -54,14 +69,29 @@ def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray | int) ->
     pending = np.arange(len(index))
     while len(pending):
         shift, low, secret = half[pending], mask[pending], key[pending]
-        left, right = result[pending] >> shift, result[pending] & low
-        for number in range(ROUNDS):
-            with np.errstate(over="ignore"):
-                salted = secret + np.uint64(number * 0xD1B54A32D192ED03 & 0xFFFFFFFFFFFFFFFF)
-            left, right = right, left ^ (mix(right, salted) & low)
+        left, right = network(result[pending] >> shift, result[pending] & low, low, secret)
         result[pending] = (left << shift) | right
         pending = pending[result[pending] >= size[pending]]
     return result.astype(np.int64)
+
+
+def feistel(left: np.ndarray, right: np.ndarray, mask: np.ndarray, key: np.ndarray) -> Halves:
+    """Both halves of each number, after all rounds."""
+    for number in range(ROUNDS):
+        left, right = right, left ^ (mix(right, salted(key, number)) & mask)
+    return left, right
+
+
+def feistel_back(left: np.ndarray, right: np.ndarray, mask: np.ndarray, key: np.ndarray) -> Halves:
+    """What `feistel` made these of."""
+    for number in reversed(range(ROUNDS)):
+        left, right = right ^ (mix(left, salted(key, number)) & mask), left
+    return left, right
+
+
+def salted(key: np.ndarray, number: int) -> np.ndarray:
+    """The key of a round."""
+    return key + np.uint64(number * 0xD1B54A32D192ED03 & 0xFFFFFFFFFFFFFFFF)
 
 
 class SubBatch(NamedTuple):
@@ -112,16 +142,48 @@ class Mixture:
     updates: int | None = None
     epochs: float = 1.0
 
-    @property
+    # Arrays over tasks are made once: an update's own work does not grow with their number.
+
+    @cached_property
     def counts(self) -> np.ndarray:
         """Sub-batches per epoch, by task."""
-        return -(-np.asarray(self.contributions) // self.sub_batch_size)
+        return -(-self._contributions // self.sub_batch_size)
+
+    @cached_property
+    def _contributions(self) -> np.ndarray:
+        return np.asarray(self.contributions)
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        return np.asarray(self.sizes)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Of each task's sub-batches in the row of all of an epoch."""
+        return np.cumsum(self.counts)
+
+    @cached_property
+    def _update_counts(self) -> np.ndarray:
+        """Homogeneous updates per epoch, by task."""
+        return -(-self.counts // self.sub_batches)
+
+    @cached_property
+    def _update_ends(self) -> np.ndarray:
+        return np.cumsum(self._update_counts)
+
+    @cached_property
+    def _turns(self) -> tuple[np.ndarray, np.ndarray]:
+        """(the tasks in the order of their stints, the update at which each stint ends)."""
+        tasks = len(self._update_counts)
+        turn = permute(np.arange(tasks), tasks, hash_key(self.seed, 1))
+        ends = np.cumsum(self._update_counts[turn]) / self._update_counts.sum() * self.num_updates
+        return turn, np.round(ends).astype(np.int64)
 
     @property
     def updates_per_epoch(self) -> float:
         if self.order == "heterogeneous":
-            return float(self.counts.sum() / self.sub_batches)
-        return float((-(-self.counts // self.sub_batches)).sum())
+            return float(self._ends[-1] / self.sub_batches)
+        return float(self._update_counts.sum())
 
     @property
     def num_updates(self) -> int:
@@ -135,7 +197,7 @@ class Mixture:
     @property
     def _last_position(self) -> int:
         """Sub-batches of a heterogeneous run by epochs, all together."""
-        return max(1, round(self.epochs * int(self.counts.sum())))
+        return max(1, round(self.epochs * int(self._ends[-1])))
 
     def update(self, number: int) -> list[SubBatch]:
         """The sub-batches of update `number`, counted from 0."""
@@ -145,32 +207,29 @@ class Mixture:
     # Each order answers: which task, and which of the task's sub-batches counted over all epochs. Both [k].
 
     def _heterogeneous(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        total, ends = int(self.counts.sum()), np.cumsum(self.counts)
+        total = int(self._ends[-1])
         positions = np.arange(number * self.sub_batches, (number + 1) * self.sub_batches)
         if self.updates is None:  # exact coverage ends with the last epoch
             positions = positions[positions < self._last_position]
         epoch, within = positions // total, positions % total
         shuffled = permute(within, total, hash_key(self.seed, 1, epoch))
-        task = np.searchsorted(ends, shuffled, side="right")
-        return task, epoch * self.counts[task] + shuffled - (ends - self.counts)[task]
+        task = np.searchsorted(self._ends, shuffled, side="right")
+        return task, epoch * self.counts[task] + shuffled - (self._ends[task] - self.counts[task])
 
     def _batch_homogeneous(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        per_task = -(-self.counts // self.sub_batches)
-        total, ends = int(per_task.sum()), np.cumsum(per_task)
+        total = int(self._update_ends[-1])
         epoch, within = divmod(number, total)
         shuffled = permute(np.array([within]), total, hash_key(self.seed, 1, epoch))[0]
-        task = int(np.searchsorted(ends, shuffled, side="right"))
-        first = int(shuffled - (ends - per_task)[task]) * self.sub_batches
+        task = int(np.searchsorted(self._update_ends, shuffled, side="right"))
+        first = int(shuffled - (self._update_ends[task] - self._update_counts[task])) * self.sub_batches
         place = np.arange(first, min(first + self.sub_batches, int(self.counts[task])))
         return np.full(len(place), task), epoch * self.counts[task] + place
 
     def _dataset_homogeneous(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        per_task = -(-self.counts // self.sub_batches)
-        turn = permute(np.arange(len(per_task)), len(per_task), hash_key(self.seed, 1))
-        bounds = np.round(np.cumsum(per_task[turn]) / per_task.sum() * self.num_updates).astype(np.int64)
+        turn, bounds = self._turns
         stint = int(np.searchsorted(bounds, number, side="right"))
         task = int(turn[stint])
-        epoch, within = divmod(number - (int(bounds[stint - 1]) if stint else 0), int(per_task[task]))
+        epoch, within = divmod(number - (int(bounds[stint - 1]) if stint else 0), int(self._update_counts[task]))
         first = within * self.sub_batches
         place = np.arange(first, min(first + self.sub_batches, int(self.counts[task])))
         return np.full(len(place), task), epoch * self.counts[task] + place
@@ -178,15 +237,16 @@ class Mixture:
     def _draw(self, task: np.ndarray, place: np.ndarray) -> list[SubBatch]:
         """The examples of each sub-batch. A task's examples are one endless sequence of shuffled passes; epoch e covers the e-th
         stretch of `contributions` of them, so that a capped task goes on where it stopped and misses nothing in the long run."""
-        sizes, contributions = np.asarray(self.sizes), np.asarray(self.contributions)
+        sizes, contributions = self._sizes, self._contributions
         epoch, within = place // self.counts[task], place % self.counts[task]
         starts = within * self.sub_batch_size
         widths = np.minimum(self.sub_batch_size, contributions[task] - starts)
+        ends = np.cumsum(widths)
         owner = np.repeat(np.arange(len(task)), widths)
-        offset = np.arange(len(owner)) - np.repeat(np.cumsum(widths) - widths, widths)
+        offset = np.arange(len(owner)) - np.repeat(ends - widths, widths)
         position = (epoch * contributions[task] + starts)[owner] + offset
         tasks, size = task[owner], sizes[task[owner]]
         examples = permute(position % size, size, hash_key(self.seed, 2, tasks, position // size))
         keys = (hash_key(self.seed, 3, task, place) >> np.uint64(1)).tolist()
-        pieces = np.split(examples, np.cumsum(widths)[:-1])
+        pieces = [examples[start:end] for start, end in zip((ends - widths).tolist(), ends.tolist(), strict=True)]
         return [SubBatch(*parts) for parts in zip(task.tolist(), pieces, keys, strict=True)]

@@ -24,11 +24,13 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from prefinetune import stream
+from prefinetune.balancing import Balancing
 from prefinetune.batch import Batch, Layout
 from prefinetune.errors import InputError, listing
 from prefinetune.families import Family, Segment
 from prefinetune.mixture import hash_key
 from prefinetune.ops import Bounds
+from prefinetune.ranks import like
 from prefinetune.stream import Noise
 
 if TYPE_CHECKING:
@@ -227,6 +229,8 @@ class Backbone(nn.Module):
         self.name = name  # where its weights came from: a language-model head may have some there too
         self.config = trunk.config
         self.spectral_norm = spectral_norm  # of new heads
+        self.adapted: tuple[Any, ...] = ()  # PEFT's model around the trunk, if it has adapters; in a tuple: it is no part of this
+        self.recompute = False  # whether states are computed again in backward
         self._blank: dict[tuple[str, int], Head] = {}  # heads without weights, by kind and size: new ones are copies
 
     def layout(self, tokenizer: Tokenizer) -> Layout:
@@ -235,7 +239,7 @@ class Backbone(nn.Module):
             pad_id=tokenizer.pad_id,
             token_types=tokenizer.token_types,
             decodes=self.config.is_encoder_decoder,
-            packed=stream.reads_streams(self.config),
+            packed=stream.reads_streams(self.config, self.recompute),
             sentence_id=self.config.eos_token_id if self.config.is_encoder_decoder else None,
             pools=pools(self.config),
         )
@@ -243,7 +247,7 @@ class Backbone(nn.Module):
     def forward(self, batch: Batch, noise: Noise | None = None) -> States:
         """The states of all sequences; `noise` goes on the token embeddings of those that are copies."""
         if batch.layout.packed:
-            states = States.of_stream(stream.encode(self.trunk, batch, noise), batch.kept_bounds, batch.anchors)
+            states = States.of_stream(stream.encode(self.trunk, batch, noise, self.recompute), batch.kept_bounds, batch.anchors)
             states.pooled = stream.pool(self.trunk, states.hidden[states.sentences])
             return states
         ids, mask, types = batch.rectangle()
@@ -253,6 +257,19 @@ class Backbone(nn.Module):
         states = States.of_rectangle(output.last_hidden_state, batch.bounds, batch.anchors)
         states.pooled = getattr(output, "pooler_output", None)
         return states
+
+    def checkpoint_gradients(self) -> None:
+        """Compute the states of layers again in backward instead of keeping them (Chen et al. 2016, arXiv 1604.06174).
+
+        Raises:
+            InputError: Transformers cannot do that with this architecture.
+        """
+        if not self.trunk.supports_gradient_checkpointing:
+            raise InputError(f"train.gradient_checkpointing: Transformers has none for model type {self.config.model_type!r}")
+        self.recompute = True
+        # Transformers 5.20 gave it another name.
+        enable = getattr(self.trunk, "activation_checkpointing_enable", self.trunk.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
 
     def own_config(self, config: Any) -> Any:
         """A copy of a configuration of this backbone or its heads without this run's overrides: what is saved."""
@@ -329,7 +346,8 @@ def noised(embedding: nn.Module, batch: Batch, mask: torch.Tensor, noise: Noise 
         assert noise is not None
         copies, real = output[batch.clean :], mask[batch.clean :, :, None]
         # Some scale what they look up; the noise is on what is looked up.
-        return torch.cat([output[: batch.clean], copies + real * noise(copies) * getattr(module, "embed_scale", 1.0)])
+        made = noise(batch.noise_keys_in_rectangle(), copies.shape[-1])
+        return torch.cat([output[: batch.clean], copies + real * made * getattr(module, "embed_scale", 1.0)])
 
     if noise is None:
         yield
@@ -342,18 +360,25 @@ def noised(embedding: nn.Module, batch: Batch, mask: torch.Tensor, noise: Noise 
 
 
 class MultiTask(nn.Module):
-    """A backbone with the heads of a set of tasks."""
+    """A backbone with the heads of a set of tasks.
 
-    def __init__(self, backbone: Backbone, families: Mapping[str, Family], seed: int = 0) -> None:
+    Args:
+        separate_heads: one head per task also in families whose tasks share one.
+    """
+
+    def __init__(self, backbone: Backbone, families: Mapping[str, Family], seed: int = 0, separate_heads: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.families = dict(families)
+        self.head_keys = {task: family.head_key(task, separate_heads) for task, family in self.families.items()}
         self.heads = nn.ModuleDict()
-        for task, family in self.families.items():
-            key = family.head_key(task)
+        self.balancing = Balancing()
+        for task, key in self.head_keys.items():
             if key not in self.heads:
-                with torch.random.fork_rng(devices=[]):  # a head's start depends on the seed and its key, not on other heads
-                    torch.manual_seed(int(hash_key(seed, *key.encode()) >> 1))
+                family = self.families[task]
+                # A head's start depends on the seed and its key, not on other heads; one of several starts as a shared one does.
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(int(hash_key(seed, *family.head_key(task).encode()) >> 1))
                     self.heads[key] = family.head(backbone)
 
     def forward(self, batch: Batch, noise: Noise | None = None) -> Iterator[tuple[Segment, torch.Tensor, torch.Tensor | None]]:
@@ -367,28 +392,26 @@ class MultiTask(nn.Module):
 
     def layout(self, tokenizer: Tokenizer) -> Layout:
         """How this model reads its micro-batches."""
-        return self.backbone.layout(tokenizer)
-
-    def respond(self, batch: Batch, tokenizer: Tokenizer) -> Iterator[tuple[Segment, list[Any]]]:
-        """Each segment of a micro-batch with one prediction per example."""
-        states = self.backbone(batch)
-        for segment in batch.segments:
-            yield segment, segment.family.respond(self.head(segment.task), states, segment, tokenizer)
+        return self.backbone.layout(tokenizer)._replace(one_task=self.balancing.by_task)
 
     def head(self, task: str) -> Head:
-        head = self.heads[self.families[task].head_key(task)]
+        head = self.heads[self.head_keys[task]]
         assert isinstance(head, Head)
         return head
 
     def unique_state(self) -> dict[str, torch.Tensor]:
-        """All parameters and buffers by name, tied ones once."""
-        return unique(self.state_dict(keep_vars=True))
+        """All parameters and buffers by name, tied ones once. Not those of a trunk that stands still beside its adapters."""
+        state = self.state_dict(keep_vars=True)
+        if self.backbone.adapted:
+            state = {name: one for name, one in state.items() if one.requires_grad or not isinstance(one, nn.Parameter)}
+        return unique(state)
 
     def load_unique_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        missing = set(self.unique_state()) ^ set(state)
+        mine = self.unique_state()
+        missing = set(mine) ^ set(state)
         if missing:
             raise InputError(f"checkpoint and model differ in {sorted(missing)[:4]}")
-        self.load_state_dict(state, strict=False)
+        self.load_state_dict({name: like(tensor, mine[name]) for name, tensor in state.items()}, strict=False)
 
 
 def unique(state: Mapping[str, torch.Tensor], without: Iterable[torch.Tensor] = ()) -> dict[str, torch.Tensor]:
@@ -426,6 +449,8 @@ def read_config(name_or_folder: str) -> Any:
     if not isinstance(name_or_folder, str) or not name_or_folder:
         raise InputError(f"model {name_or_folder!r} is not accepted; expected a hub name or a folder")
     path = Path(name_or_folder)
+    if (path / "run.json").exists() and not (path / "config.json").exists():
+        raise InputError(f"run {name_or_folder!r} is not finished; `prefinetune runs {name_or_folder}` says how to go on with it")
     if path.is_dir() and not (path / "config.json").exists():
         raise InputError(f"model folder {name_or_folder!r} has no config.json; expected a folder written by save_pretrained")
     if not path.exists() and (name_or_folder.startswith((".", "/")) or name_or_folder.count("/") > 1):
@@ -433,6 +458,11 @@ def read_config(name_or_folder: str) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(name_or_folder, trust_remote_code=False)
     except Exception as error:  # hub client failures of every kind are one message
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"model {name_or_folder!r} is of an architecture that comes as code of its own, which is never run; expected one "
+                f"that Transformers has itself: {listing((*ENCODERS, *ENCODER_DECODERS), 30)}"
+            ) from None
         raise InputError(
             f"model {name_or_folder!r} could not be loaded: it is no folder here, and the hub gave none "
             f"({str(error).strip().splitlines()[0][:160]}). Offline? Give the folder of a downloaded model"
@@ -442,6 +472,11 @@ def read_config(name_or_folder: str) -> Any:
             f"model {name_or_folder!r} is a {config.model_type} without its decoder, as one fine-tuned on tagging is saved; "
             "expected the whole model"
         )
+    if "/" in str(config._attn_implementation):  # Transformers would fetch it from the hub, and run it
+        raise InputError(
+            f"model {name_or_folder!r}: its configuration asks for attention code of the hub ({config._attn_implementation}), "
+            "which is never run; take attn_implementation out of config.json"
+        )
     accepted = ENCODER_DECODERS if config.is_encoder_decoder else ENCODERS
     if config.model_type not in accepted:
         raise InputError(
@@ -449,6 +484,20 @@ def read_config(name_or_folder: str) -> Any:
             f"accepted: {listing(accepted, 30)}"
         )
     return config
+
+
+def hub_commit(name_or_folder: str) -> str | None:
+    """The commit of a hub model that is in the hub client's cache, as it is once the model was loaded; None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(name_or_folder).exists():
+        return None
+    try:
+        found = try_to_load_from_cache(name_or_folder, "config.json")
+    except HFValidationError:  # it cannot be a name of the hub
+        return None
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def check_tasks(tasks: Sequence[Task], config: Any, tokenizer: Tokenizer, name: str) -> None:
@@ -492,10 +541,12 @@ def load_backbone(name_or_folder: str, attention_dropout: float | None = None, s
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # weights that the checkpoint lacks (RoBERTa's pooler, say) start the same in every run
             trunk = transformers.AutoModel.from_pretrained(
-                name_or_folder, config=config, dtype=torch.float32, use_safetensors=True
+                name_or_folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:  # the last of a quantization whose package is not here
         raise InputError(
-            f"model {name_or_folder!r}: its weights could not be loaded ({str(error).splitlines()[0][:200]})"
+            f"model {name_or_folder!r}: its weights could not be loaded ({str(error).splitlines()[0][:200]}); expected "
+            "model.safetensors. Weights as a pickle (pytorch_model.bin) are never read: whoever trusts them can load them with "
+            "Transformers and save_pretrained"
         ) from error
     return backbone_class(config)(trunk, name_or_folder, replaced, spectral_norm)

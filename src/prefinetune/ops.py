@@ -2,13 +2,16 @@
 
 Each has a plain PyTorch form, which defines what it computes, and on CPUs a compiled one (see `native`) that is used where it
 could be built and takes the inputs at hand. On GPUs attention is FlashAttention (Dao 2023, arXiv 2307.08691), which PyTorch
-brings, and the rest is plain.
+brings, and `torch.compile` joins the steps of the rest.
 
 Letters: n tokens of a stream, m tokens that it attends to, s sequences, h heads, e size of a head, d hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +63,14 @@ class Bounds(NamedTuple):
         return padded
 
     def to(self, device: torch.device | str) -> Bounds:
-        return self._replace(ends=self.ends.to(device))
+        return self._replace(ends=move(self.ends, device))
+
+
+def move(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor on a device; on its way there, if that is a GPU, from pinned memory, so that nobody waits for it."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def attend(
@@ -108,14 +118,15 @@ def dropout_add_norm(
     """norm(residual + dropout(hidden + bias)), [n, d]: what follows both halves of a post-norm layer."""
     if native.takes(hidden, bias, residual, norm.weight, norm.bias):
         return native.dropout_add_norm(hidden, bias, residual, norm.weight, norm.bias, norm.eps, dropout)
-    return norm(residual + functional.dropout(hidden + bias, dropout))
+    run = joined(plain_dropout_add_norm) if joins(hidden) else plain_dropout_add_norm
+    return run(hidden, bias, residual, norm.weight, norm.bias, norm.eps, dropout)
 
 
 def bias_gelu(hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """gelu(hidden + bias), the exact form with erf, [n, d]."""
     if native.takes(hidden, bias):
         return native.bias_gelu(hidden, bias)
-    return functional.gelu(hidden + bias)
+    return (joined(plain_bias_gelu) if joins(hidden) else plain_bias_gelu)(hidden, bias)
 
 
 def drop(hidden: torch.Tensor, dropout: float) -> torch.Tensor:
@@ -125,7 +136,42 @@ def drop(hidden: torch.Tensor, dropout: float) -> torch.Tensor:
     return functional.dropout(hidden, dropout)
 
 
-# ---- attention on GPUs
+# ---- on GPUs
+
+
+def plain_dropout_add_norm(
+    hidden: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    shift: torch.Tensor,
+    epsilon: float,
+    dropout: float,
+) -> torch.Tensor:
+    summed = residual + functional.dropout(hidden + bias, dropout)
+    return functional.layer_norm(summed, summed.shape[-1:], weight, shift, epsilon)
+
+
+def plain_bias_gelu(hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return functional.gelu(hidden + bias)
+
+
+def joins(hidden: torch.Tensor) -> bool:
+    """Whether steps are joined into one pass over memory: on GPUs for which kernels can be made."""
+    return hidden.is_cuda and has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def joined(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A function compiled for any number of tokens, once, the first time that it meets a second number of them: its kernels do
+    not depend on the number, so that streams need no fixed length and nothing is compiled again. Parameters are arguments,
+    not modules, so that all layers share them."""
+    return torch.compile(function)
 
 
 def flash_precision(query: torch.Tensor) -> torch.dtype | None:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefinetune.cache import building, cache_folder
+from prefinetune.cache import NO_SPACE, building, cache_folder, claimed, space_for
 from prefinetune.errors import FieldError, InputError, listing
 from prefinetune.quarantine import Fault, too_many, write_records
 from prefinetune.results import read_records
@@ -146,13 +146,17 @@ def read_file(path: Path, cache: Path | None = None, allowed: float = 1.0) -> Ta
     """
     endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() in (*KINDS, *COMPRESSED)]
     name = f"{file_digest(path)}-{FORMAT}{''.join(endings[-2:])}"  # the ending decides how content is read
-    folder = (cache or cache_folder()) / "tables" / name
+    cache = cache or cache_folder()
+    folder = cache / "tables" / name
     found = open_table(folder, path)
     if found is None:
-        shutil.rmtree(folder, ignore_errors=True)
-        with building(folder) as made:
-            write_table(made, path, allowed)
-        found = open_table(folder, path)
+        with space_for(folder, cache), claimed(folder, cache):
+            found = open_table(folder, path)  # another process may have been faster
+            if found is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                with building(folder) as made:
+                    write_table(made, path, allowed)
+                found = open_table(folder, path)
         assert found is not None, "it was written a moment ago"
     return found
 
@@ -168,12 +172,13 @@ def open_table(folder: Path, path: Path) -> Table | None:
             if file.size() != manifest["bytes"]:
                 return None
             rows = pa.ipc.open_stream(file).read_all()
-        faults = {one["row"]: Fault(str(path), **one) for one in read_records(folder / "faults.jsonl")}
+        place = str(path)
+        faults = {one["row"]: Fault(place, **one) for one in read_records(folder / "faults.jsonl")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if (rows.num_rows, len(faults)) != (manifest["rows"], manifest["faults"]):
         return None
-    load, places = partial(read_arrow, content), ((0, str(path)),)
+    load, places = partial(read_arrow, content), ((0, place),)
     return Table(load, rows.column_names, rows.num_rows, faults, places, manifest["blank_lines"], folder.name)
 
 
@@ -200,6 +205,8 @@ def write_table(folder: Path, path: Path, allowed: float) -> None:
     except InputError:
         raise
     except Exception as error:  # whatever a parser of foreign bytes comes up with is one message to the user
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise InputError(f"{path}: could not be read as {kind}: {reason}") from error
     write_records(folder / "faults.jsonl", [{"row": one.row, "reason": one.reason, "line": one.line} for one in faults])

@@ -2,52 +2,76 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import platform
-import shlex
-import sys
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
+from filelock import FileLock, Timeout
 
+from prefinetune import launcher
+from prefinetune.environment import environment, now
 from prefinetune.errors import InputError
 
-PACKAGES = (
-    "prefinetune",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "accelerate",
-    "safetensors",
-    "numpy",
-)
+if TYPE_CHECKING:
+    from prefinetune.config import Config
+    from prefinetune.tracking import Tracking
 
-
-COMMANDS = ("prefinetune", "__main__.py")  # what a process is called that runs our command line
+LOCK = ".lock"  # held while a process writes to a run
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # what a system says of a disk that is full or broken
 
 
 class RunFolder:
-    """A run's folder; see docs/design.md for its files."""
+    """A run's folder; see docs/design.md for its files. Of several processes only the main one writes."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.tracking: Tracking | None = None
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def start(self, identity: Mapping[str, Any], config: str, suite: Any, resume: bool) -> None:
-        """Claim the folder for a run, or go on with the run it holds.
+    @contextmanager
+    def claimed(self, identity: Mapping[str, Any], config: str, suite: Any, resume: bool) -> Iterator[None]:
+        """Within, the folder is this run's: a new one, or one that goes on. Of several processes the main one claims it for all.
 
         Raises:
-            InputError: it holds another run, or this one and `resume` is off, or something that is no run.
+            InputError: it holds another run, or this one and `resume` is off, or something that is no run; another process is
+                writing to it; or it cannot be written to.
         """
+        if not launcher.is_main():
+            yield
+            return
+        claimed = any((self.path / name).exists() for name in (LOCK, "run.json"))  # by us: a process may have died in between
+        if self.path.exists() and not claimed and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(f"{self.path} exists and holds something that is not a run; choose another --out")
+        lock = FileLock(self.path / LOCK, timeout=0)  # the system takes it back from a process that dies
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise InputError(f"{self.path} is in use: another process is writing to it; wait, or choose another --out") from None
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written to ({error.strerror}); choose another --out") from error
+        try:
+            self._start(identity, config, suite, resume)
+            yield
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            where = error.filename or self.path
+            raise InputError(f"{where}: {error.strerror}; put that right and go on with --resume") from error
+        finally:
+            if self.tracking:
+                self.tracking.finish()
+            lock.release()
+
+    def _start(self, identity: Mapping[str, Any], config: str, suite: Any, resume: bool) -> None:
         there = self.path / "run.json"
         if there.exists():
             known = json.loads(there.read_text())
@@ -58,30 +82,57 @@ class RunFolder:
                 )
             if not resume:
                 raise InputError(f"{self.path} already holds this run; go on with --resume, or choose another --out")
+            set_torn_aside(self.path / "results.jsonl")
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise InputError(f"{self.path} exists and holds something that is not a run; choose another --out")
-        self.path.mkdir(parents=True, exist_ok=True)
         write(self.path / "config.yaml", config)
         write(self.path / "suite.yaml", yaml.safe_dump(suite, sort_keys=False, allow_unicode=True, width=120))
         write(self.path / "environment.json", json.dumps(environment(), indent=1))
         write(there, json.dumps(identity, indent=1))  # last: its presence says that the rest is there
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
-        append(self.path / "metrics.jsonl", record)
+        if launcher.is_main():
+            append(self.path / "metrics.jsonl", record)
+        if self.tracking:
+            self.tracking.metrics(record)
+
+    def track(self, config: Config, done: int, say: Callable[[str], None]) -> None:
+        """From now on, tell the trackers that the settings name what this folder is given; after `done` updates.
+
+        Raises:
+            InputError: one cannot be started.
+        """
+        from prefinetune.tracking import Tracking
+
+        if config.train.track and launcher.is_main():
+            self.tracking = Tracking(self.path, config, done, say)
+
+    def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """An evaluation on the way: the score of each task. Only trackers are told."""
+        if self.tracking:
+            self.tracking.scores(step, scores)
+
+    def add_affinity(self, record: Mapping[str, Any]) -> None:
+        if launcher.is_main():
+            append(self.path / "affinity.jsonl", record)
 
     def add_result(self, record: Mapping[str, Any]) -> None:
-        append(self.path / "results.jsonl", {**record, "when": now()})
+        if launcher.is_main():
+            append(self.path / "results.jsonl", {**record, "when": now()})
+        if self.tracking:
+            self.tracking.result(record)
 
     def write_predictions(self, slug: str, lines: Iterable[Mapping[str, Any]]) -> None:
         """What the scores of a task are of, a line per example."""
+        if not launcher.is_main():
+            return
         (self.path / "predictions").mkdir(exist_ok=True)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write(self.path / "predictions" / f"{slug}.jsonl", text)
 
     def write_leaks(self, found: Mapping[str, Any]) -> None:
         """Which training rows show evaluation rows, and whether they were left out."""
-        write(self.path / "leaks.json", json.dumps(found, ensure_ascii=False))
+        if launcher.is_main():
+            write(self.path / "leaks.json", json.dumps(found, ensure_ascii=False))
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_records(self.path / "metrics.jsonl")
@@ -91,31 +142,10 @@ class RunFolder:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop lines that a resumed run will write again."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
-        if (self.path / "metrics.jsonl").exists():
-            write(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for whoever wants to repeat the run."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "command": shlex.join(["prefinetune", *sys.argv[1:]]) if Path(sys.argv[0]).name in COMMANDS else None,
-        "packages": versions,
-        "started": now(),
-    }
+        for name in ("metrics.jsonl", "affinity.jsonl"):
+            kept = [record for record in read_records(self.path / name) if record["step"] <= step]
+            if launcher.is_main() and (self.path / name).exists():
+                write(self.path / name, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def write(path: Path, text: str) -> None:
@@ -129,7 +159,7 @@ def write(path: Path, text: str) -> None:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line, whole: a line that a crash left half-written is ended first, so that it harms no other."""
+    """Add one line, whole and on disk: a line that a crash left half-written is ended first, so that it harms no other."""
     line = json.dumps(record, ensure_ascii=False) + "\n"
     with path.open("ab+") as file:
         if file.tell():
@@ -137,6 +167,8 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
             if file.read(1) != b"\n":
                 line = "\n" + line
         file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Lines(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -21,6 +22,7 @@ from prefinetune.errors import FieldError, InputError, Unavailable, listing, nea
 from prefinetune.mixture import permute
 from prefinetune.quarantine import BAD_ROWS, BEYOND_MOST, HELD_OUT, LEAK, NOT_SCORED, OVERLAP, Account, Fault
 from prefinetune.readers import COMPRESSED, KINDS, Table, collect, file_kind, join, make_table, read_file, without
+from prefinetune.safety import is_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,6 +39,8 @@ ALIASES = {
 ROLES = ("train", "validation", "test")
 IN_MEMORY = "rows in memory"
 PARQUET = "refs/convert/parquet"  # the hub's own branch with a set's rows as Parquet files, CONFIG/SPLIT/0000.parquet
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+AT_ONCE = 1 << 16  # rows of a sample that are drawn together: drawing takes 150 bytes each
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 1000  # of the training rows, where a source has no validation split
 
 
@@ -76,6 +80,15 @@ class Hub(Source):
     id: str | None
     config: str | None = None
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for what may not be a dataset of the hub: its client takes folders and addresses, too."""
+        places = [part for text in (self.id, self.config, self.revision) if text is not None for part in text.split("/")]
+        if (self.id is not None and not HUB_ID.fullmatch(self.id)) or not all(map(is_name, places)):
+            raise InputError(
+                f"{self.describe()!r} is not accepted; expected hub:NAMESPACE/NAME[:CONFIG][@REVISION], with letters, digits, "
+                "'_', '-' and '.' in the name, and no part '..'"
+            )
 
     def at(self, slug: str, data_root: Path | None) -> Source:
         if data_root is not None:
@@ -137,6 +150,12 @@ class Files(Source):
     @cached_property
     def files(self) -> dict[str, list[Path]]:
         """Split -> its files, in order."""
+        try:
+            return self._find()
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise InputError(f"{self.describe()!r} cannot be read: {error.strerror}") from None
+
+    def _find(self) -> dict[str, list[Path]]:
         if isinstance(self.paths, Mapping):
             given = {split: [Path(path)] for split, path in self.paths.items()}
         elif Path(self.paths).is_dir():
@@ -205,6 +224,13 @@ class Rows(Source):
                 f"{place}: {type(table).__name__} could not be read as a table; expected a list of dictionaries, a DataFrame or "
                 "a Dataset"
             )
+        if not hasattr(table, "__len__"):
+            raise InputError(
+                f"{place}: {type(table).__name__} has no length; a split must be finite and have one, so that an epoch sees "
+                "every row once and a run can go on where it stopped. Write the rows to a file, or give "
+                "datasets.Dataset.from_generator(lambda: iter(rows)), which keeps them on disk; of an "
+                "IterableDataset, rows.take(n) are the first n"
+            )
         return collect(table, place)
 
     def place(self, split: str) -> str:
@@ -266,11 +292,11 @@ class Split:
         return self.table.locate(self.number(index))
 
     def keep(self, numbers: np.ndarray, rule: str) -> Split:
-        """Only these rows; the others are counted under a rule."""
+        """Only these rows, ascending; the others are counted under a rule."""
         if len(numbers) == len(self.kept):
             return self
         left_out = {**self.left_out, rule: self.left_out.get(rule, 0) + len(self.kept) - len(numbers)}
-        return replace(self, kept=np.sort(numbers), left_out=left_out)
+        return replace(self, kept=numbers, left_out=left_out)
 
     def drop(self, numbers: np.ndarray, rule: str) -> Split:
         """All but these rows, which are counted under a rule."""
@@ -279,11 +305,14 @@ class Split:
     def sample(self, most: int, key: int) -> np.ndarray:
         """Numbers of at most so many rows, chosen at random, ascending."""
         size = len(self.kept)
-        return np.sort(self.kept[permute(np.arange(min(most, size)), size, key)])
+        chosen = np.zeros(size, dtype=bool)
+        for start in range(0, min(most, size), AT_ONCE):
+            chosen[permute(np.arange(start, min(start + AT_ONCE, most, size)), size, key)] = True
+        return self.kept[chosen]
 
     def take(self, indices: np.ndarray) -> Split:
         """Some of the rows that could be read, by index."""
-        return self.keep(self.numbers[indices], NOT_SCORED)
+        return self.keep(np.sort(self.numbers[indices]), NOT_SCORED)
 
     def spread(self, most: int) -> Split:
         """At most so many rows, evenly over the split."""
@@ -291,13 +320,15 @@ class Split:
             return self
         return self.keep(self.kept[np.linspace(0, len(self.kept) - 1, most).astype(np.int64)], NOT_SCORED)
 
-    def chunks(self, size: int = 1000) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """(index of the first row, rows) in pieces, so that memory does not grow with the number of rows."""
+    def chunks(self, size: int = 1000, which: range | None = None) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """(index of the first row, rows) in pieces, so that memory does not grow with the number of rows; of `which` rows, by
+        index."""
         import pyarrow as pa
 
         rows = self.table.rows.with_format("arrow")
-        for start in range(0, len(self), size):
-            at = self.positions[start : start + size]
+        wanted = range(len(self)) if which is None else which
+        for start in wanted[::size]:
+            at = self.positions[start : min(start + size, wanted.stop)]
             first, last = int(at[0]), int(at[-1]) + 1
             if last - first > 4 * len(at):  # far between
                 columns = rows[at.tolist()].to_pydict()
@@ -415,7 +446,7 @@ class OpenTask:
         split = self.split(role)
         digest = hashlib.blake2b(split.table.digest.encode(), digest_size=16)
         if len(split.kept) < len(split.table):
-            digest.update(split.kept.astype("<i8").tobytes())
+            digest.update(np.ascontiguousarray(split.kept, "<i8").data)  # not its bytes: they would be a copy
         return digest.hexdigest()
 
 
@@ -461,7 +492,7 @@ def open_tasks(
         skip_missing: leave the others that cannot be found out, too.
         needed: a role that every task must have, such as train.
         say: told what is left out.
-        bad_rows, cache: see `open_task`.
+        bad_rows: see `open_task`; so is cache.
 
     Raises:
         InputError: a task's rows cannot be found and `skip_missing` is false, or nothing is left.

@@ -1,7 +1,12 @@
-"""Rows to tokens, once: flat arrays on disk, mapped into memory, with the digest of everything they depend on.
+"""Rows to tokens, once: every split of every task becomes a store in the cache, named by the digest of all that it depends on.
 
-Building reads rows in pieces and appends, so that its memory does not grow with the number of rows; tokenizing runs in the
-tokenizer's own threads while the next piece is being adapted.
+A split is built in shards of SHARD rows, of which most splits have one; what a shard is on disk stands in `shard.py`. A shard is
+there whole or not at all, so a build that was stopped goes on with those it finished, and one that was damaged is built again
+alone. A process that builds a shard holds a lock of the operating system on it. Others, such as the ranks of a job, go on to
+the next that nobody builds, and come back: no work is done twice, and none is lost when a process is killed.
+
+A shard is built by reading rows in pieces and appending, so that memory does not grow with the number of rows. Tokenizing runs in
+the tokenizer's own threads while the next piece is being adapted.
 """
 
 from __future__ import annotations
@@ -9,123 +14,99 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import shutil
-import zlib
+import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prefinetune.cache import building, cache_folder
+from prefinetune.cache import building, cache_folder, claimed, space_for
 from prefinetune.errors import FieldError, InputError
 from prefinetune.families import Encoded, Example
-from prefinetune.quarantine import NO_LABEL, QUARANTINE, SET_ASIDE, STORED, Account, Fault, write_records
-from prefinetune.results import read_records
+from prefinetune.quarantine import NO_LABEL, SET_ASIDE, STORED, Account, Fault
+from prefinetune.shard import Appender, Damaged, Shard, array_types, seal
 from prefinetune.sources import OpenTask
 from prefinetune.tokenizer import Tokenizer
 
-FORMAT = 5  # of the files below; part of their digest
+FORMAT = 6  # of the files of a shard; part of a store's digest
 CHUNK = 2000  # rows read, adapted and tokenized at a time
+SHARD = 100 * CHUNK  # rows that are built, and lost, together
+PATIENCE = 1.0  # seconds to wait for another process before looking what has become ready
 
 
-@dataclass
 class Store:
-    """The tokens of one split of one task. `store[i]` is example i."""
+    """The tokens of one split of one task. `store[i]` is example i.
 
-    folder: Path
-    manifest: dict[str, Any]
+    Attributes:
+        folder: of its shards, or of the only one.
+        account: what became of the rows of the split.
+    """
 
-    def __post_init__(self) -> None:
-        def mapped(name: str) -> np.ndarray:
-            dtype, size, checksum = self.manifest["arrays"][name]
-            path = self.folder / f"{name}.bin"
-            found = path.stat().st_size if path.exists() else -1
-            if found != size * np.dtype(dtype).itemsize:
-                raise OSError(f"{path}: {found} bytes found, {size * np.dtype(dtype).itemsize} expected")
-            if file_checksum(path) != checksum:
-                raise OSError(f"{path} does not match its checksum")
-            return np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
-
-        self.tokens, self.first = mapped("tokens"), mapped("first")
-        self.sequence_ends, self.example_ends = mapped("sequence_ends"), mapped("example_ends")
-        self.rows = mapped("rows")
-        self.targets, self.target_ends = mapped("targets"), mapped("target_ends")
-        self.outputs, self.output_ends = mapped("outputs"), mapped("output_ends")
-        self.offsets = mapped("offsets").reshape(-1, 2)
-        self.references, self.reference_ends = mapped("references"), mapped("reference_ends")
+    def __init__(self, folder: Path, shards: Sequence[Shard], account: Account) -> None:
+        self.folder, self.shards, self.account = folder, shards, account
+        self.ends = list(accumulate(map(len, shards)))  # of each shard, in examples
 
     def __len__(self) -> int:
-        return int(self.manifest["examples"])
+        return self.ends[-1]
 
     def __getitem__(self, index: int) -> Encoded:
-        first = int(self.example_ends[index - 1]) if index else 0
-        last = int(self.example_ends[index])
-        ends = self.sequence_ends[max(first - 1, 0) : last].tolist()
-        starts = [0, *ends] if first == 0 else ends
-        return Encoded(
-            sequences=[self.tokens[starts[i] : starts[i + 1]] for i in range(last - first)],
-            first=self.first[first:last].tolist(),
-            target=np.array(part(self.targets, self.target_ends, index)),
-            source=int(self.rows[index]),
-            output=part(self.outputs, self.output_ends, index) if len(self.output_ends) else None,
-            offsets=[self.offsets[starts[i] : starts[i + 1]] for i in range(last - first)] if len(self.offsets) else None,
-            reference=self._reference(index) if len(self.references) else None,
-        )
+        """
+        Raises:
+            Damaged: the example is not what was written.
+        """
+        at = bisect_right(self.ends, index)
+        return self.shards[at][index - (self.ends[at - 1] if at else 0)]
 
-    def _reference(self, index: int) -> Any:
-        return as_tuples(json.loads(part(self.references, self.reference_ends, index).tobytes()))
+    @property
+    def rows(self) -> np.ndarray:
+        """The number of every example's row in the source [n]."""
+        return np.concatenate([shard.rows for shard in self.shards])
 
     def all_targets(self) -> list[np.ndarray]:
         """The target of every example."""
-        targets, ends = np.asarray(self.targets), self.target_ends.tolist()
-        return [targets[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return [target for shard in self.shards for target in shard.all_targets()]
 
     def lengths(self) -> np.ndarray:
         """Tokens per example [n]."""
-        totals = np.concatenate([[0], self.sequence_ends])[self.example_ends]
-        return np.diff(totals, prepend=0)
+        return np.concatenate([shard.lengths() for shard in self.shards])
+
+    def token_counts(self, examples: np.ndarray) -> np.ndarray:
+        """Tokens of some examples by encoder and decoder [n], without reading them."""
+        owners = np.searchsorted(self.ends, examples, side="right")
+        counts = np.zeros(len(examples), np.int64)
+        for at in np.unique(owners).tolist():
+            mine = owners == at
+            counts[mine] = self.shards[at].token_counts(examples[mine] - (self.ends[at - 1] if at else 0))
+        return counts
 
     @cached_property
-    def account(self) -> Account:
-        """What became of the rows of the split."""
-        counts = {rule: count for rule, count in self.manifest["account"].items() if rule not in ("rows", "blank_lines")}
-        known = {key: self.manifest[key] for key in ("task", "role", "place")}
-        account = Account(
-            **known,
-            rows=self.manifest["account"]["rows"],
-            counts=counts,
-            blank_lines=self.manifest["account"].get("blank_lines", 0),
-        )
-        account.faults = [
-            Fault(**{key: value for key, value in record.items() if key not in ("task", "role")})
-            for record in read_records(self.folder / QUARANTINE)
-        ]
-        return account
+    def manifest(self) -> dict[str, Any]:
+        """What the shards counted, all together."""
+        faults = self.account.faults
+        return {
+            **{name: sum(shard.manifest[name] for shard in self.shards) for name in COUNTED},
+            "bad_rows": len(faults),
+            "first_bad_row": str(faults[0]) if faults else None,
+            "digest": self.shards[0].manifest["digest"],
+            "account": self.account.as_dict(),
+        }
 
     @property
     def summary(self) -> dict[str, Any]:
-        keys = ("examples", "tokens", "truncated", "outputs_cut", "bad_rows", "first_bad_row", "digest")
-        return {key: self.manifest[key] for key in keys}
+        return {key: value for key, value in self.manifest.items() if key != "account"}
 
 
-def part(values: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:
-    """What example `index` has of `values`; `ends` says where each example's end."""
-    return values[int(ends[index - 1]) if index else 0 : int(ends[index])]
+COUNTED = ("examples", "tokens", "truncated", "outputs_cut")
 
 
-def as_tuples(value: Any) -> Any:
-    """What JSON read, as it was before it was written: references hold texts, numbers and tuples."""
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
-
-
-def store_digest(opened: OpenTask, role: str, tokenizer: Tokenizer, for_training: bool = True) -> str:
-    parts = [FORMAT, opened.digest(role), opened.family.identity(), tokenizer.digest, for_training]
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+# ---- building
 
 
 def build_store(
@@ -136,8 +117,20 @@ def build_store(
     progress: Callable[[int], None] | None = None,
     for_training: bool = True,
 ) -> Store:
-    """The store of one split, built if the cache does not hold it. Rows that cannot be used are set aside and named in its
-    quarantine.jsonl.
+    """The store of one split; see `build_stores`."""
+    return build_stores([opened], role, tokenizer, cache, progress, for_training)[0]
+
+
+def build_stores(
+    opened: Sequence[OpenTask],
+    role: str,
+    tokenizer: Tokenizer,
+    cache: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+    for_training: bool = True,
+) -> list[Store]:
+    """The stores of one split of each task, where the cache does not hold them built together with all processes that want the
+    same. Rows that cannot be used are set aside and named in the quarantine.jsonl of their shard.
 
     Args:
         cache: folder of stores; `cache_folder()` when None.
@@ -145,163 +138,181 @@ def build_store(
         for_training: whether to leave out what only scoring needs.
 
     Raises:
-        InputError: more rows cannot be used than the share `opened.bad_rows` (with file, number, field and value), none can, or
-            all labels are the same.
+        InputError: more rows of a split cannot be used than the share `opened.bad_rows` (with file, number, field and value),
+            none can, or all labels are the same; or the disk is full.
     """
-    digest = store_digest(opened, role, tokenizer, for_training)
-    folder = (cache or cache_folder()) / "stores" / f"{opened.task.slug}-{role}-{digest}"
-    store = open_store(folder)
-    if store is None:
+    plans = [Plan(one, role, tokenizer, cache or cache_folder(), for_training) for one in opened]
+    waiting = [piece for plan in plans for piece in plan.pieces]
+    while waiting:
+        left = [piece for piece in waiting if not piece.have(progress)]
+        if len(left) == len(waiting):  # other processes build all that is left
+            left[0].have(progress, PATIENCE)
+            left = [piece for piece in left if piece.shard is None]
+        waiting = left
+    return [plan.store() for plan in plans]
+
+
+@dataclass
+class Plan:
+    """A store that is wanted: which shards it has, and where they belong."""
+
+    opened: OpenTask
+    role: str
+    tokenizer: Tokenizer
+    cache: Path
+    for_training: bool
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that the store depends on."""
+        opened = self.opened
+        parts = [FORMAT, SHARD, opened.digest(self.role), opened.family.identity(), self.tokenizer.digest, self.for_training]
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def folder(self) -> Path:
+        return self.cache / "stores" / f"{self.opened.task.slug}-{self.role}-{self.digest}"
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        rows = len(self.opened.split(self.role))
+        count = max(1, -(-rows // SHARD))
+        folders = [self.folder / f"{at:05d}-of-{count:05d}" for at in range(count)] if count > 1 else [self.folder]
+        return [Piece(self, folder, range(at * SHARD, min((at + 1) * SHARD, rows))) for at, folder in enumerate(folders)]
+
+    @cached_property
+    def known(self) -> Account:
+        """The bad rows of the split that are known so far; too many of them end the work."""
+        return self.opened.account(self.role)
+
+    def store(self) -> Store:
+        """All shards together.
+
+        Raises:
+            InputError: more rows cannot be used than are allowed, none can, or nothing can be learned from them.
+        """
+        shards = [piece.shard for piece in self.pieces if piece.shard is not None]
+        account = self.opened.account(self.role)
+        for shard in shards:
+            for rule, count in shard.manifest["rules"].items():
+                account.add(rule, count)
+            account.set_aside(*shard.faults)
+        store = Store(self.folder, shards, account)
+        if not len(store):
+            raise nothing_usable(account)
+        account.check()
+        targets = {target for shard in shards for target in shard.manifest["targets"]}
+        each_has_one = sum(len(shard.targets) for shard in shards) == len(store)
+        is_whole = self.for_training and self.role == "train" and self.opened.max_rows is None
+        if is_whole and len(targets) < 2 and each_has_one:
+            where = getattr(self.opened.family, "label", "label")
+            raise InputError(f"{account.place}: every row has the same {where!r}; nothing can be learned from it")
+        return store
+
+
+@dataclass
+class Piece:
+    """A shard that is wanted: some of a split's rows, by index."""
+
+    plan: Plan
+    folder: Path
+    rows: range
+    shard: Shard | None = None
+    bytes_per_row: float | None = None
+
+    def have(self, progress: Callable[[int], None] | None = None, wait: float = 0.0) -> bool:
+        """Find the shard or build it; false if another process still builds it after so many seconds.
+
+        Raises:
+            InputError: too many rows cannot be used, or the disk is full.
+        """
+        cache = self.plan.cache
+        if not self.find():
+            with space_for(self.folder, cache, self.needed), claimed(self.folder, cache, wait) as mine:
+                if not mine:
+                    return False
+                if not self.find(remove=True):
+                    self.build(progress)
+                    return True
+        assert self.shard is not None
+        self.plan.known.set_aside(*self.shard.faults)
+        if progress:
+            progress(len(self.rows))
+        return True
+
+    def find(self, remove: bool = False) -> bool:
+        """Open the shard in the cache, if it is there and whole; with `remove`, a damaged one goes."""
+        if not self.folder.exists():
+            return False
+        try:
+            self.shard = Shard(self.folder)
+        except Damaged as problem:
+            if remove:
+                warnings.warn(f"{problem}; it is built again", stacklevel=2)
+                shutil.rmtree(self.folder)
+        return self.shard is not None
+
+    def build(self, progress: Callable[[int], None] | None) -> None:
         gc.freeze()  # millions of small objects follow: each full collection would else walk through all that torch has loaded
         try:
-            with building(folder) as made:
-                manifest, account = write_store(made, opened, role, tokenizer, progress, for_training)
-                write_records(made / QUARANTINE, account.records())
-                (made / "manifest.json").write_text(json.dumps({**manifest, "digest": digest}, indent=1))
+            with building(self.folder) as made:
+                self.write(made, progress)
         finally:
             gc.unfreeze()
-        store = open_store(folder)
-        assert store is not None, "it was written a moment ago"
-    elif progress:
-        progress(len(opened.split(role)))
-    store.account.allowed = opened.bad_rows
-    store.account.limit()  # it may have been built when more was allowed
-    return store
+        self.shard = Shard(self.folder)
+
+    def write(self, folder: Path, progress: Callable[[int], None] | None) -> None:
+        """Append every example's arrays to files in `folder`."""
+        plan, opened = self.plan, self.plan.opened
+        account = Account(opened.task.name, plan.role, opened.split(plan.role).place, len(self.rows), allowed=1.0)
+        counts, targets, done = dict.fromkeys(COUNTED, 0), dict[str, None](), 0
+        types = array_types(plan.tokenizer.vocab_size, opened.family.target_type)
+        # The reader adapts the next rows while these are tokenized outside the interpreter lock.
+        with Appender(folder, types) as arrays, ThreadPoolExecutor(1) as reader:
+            for examples, numbers, read in iter_ahead(reader, adapted(plan, self.rows, account)):
+                encoded = opened.family.encode(examples, plan.tokenizer, plan.for_training)
+                done += read
+                if encoded:
+                    arrays.add_examples(encoded, [numbers[one.source] for one in encoded])
+                    self.bytes_per_row = arrays.written() / done
+                    account.add(STORED, len({one.source for one in encoded}))
+                    found = (len(encoded), *map(sum, zip(*map(counted, encoded), strict=True)))
+                    counts = {name: counts[name] + more for name, more in zip(COUNTED, found, strict=True)}
+                    if len(targets) < 2:
+                        targets.update(dict.fromkeys(one.target.tobytes().hex() for one in encoded))
+                if progress:
+                    progress(read)
+            sizes = arrays.sync()
+        account.check()
+        rules = {rule: count for rule, count in account.counts.items() if rule != SET_ASIDE}
+        known = {**counts, "rules": rules, "targets": list(targets)[:2], "digest": plan.digest, "arrays": sizes}
+        seal(folder, known, account.records())
+
+    def needed(self) -> float | None:
+        """Bytes that the rows of the split from here on take, as far as is known."""
+        rows = len(self.plan.opened.split(self.plan.role)) - self.rows.start
+        return None if self.bytes_per_row is None else self.bytes_per_row * rows
 
 
-def open_store(folder: Path) -> Store | None:
-    """A store in the cache; None where there is none. A damaged one is removed."""
-    if not folder.exists():
-        return None
-    try:
-        store = Store(folder, json.loads((folder / "manifest.json").read_text()))
-        if store.account.counts.get(SET_ASIDE, 0) != len(store.account.faults):
-            raise ValueError(f"{QUARANTINE} does not match")
-        return store
-    except (OSError, ValueError, KeyError, TypeError):
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
+def counted(one: Encoded) -> tuple[int, int, int]:
+    """(tokens, whether its texts were cut, whether its output was)."""
+    return one.tokens, one.truncated > 0, one.output_cut
 
 
-class Appender:
-    """Arrays appended to files, with their sizes and checksums."""
-
-    def __init__(self, folder: Path, dtypes: dict[str, Any]) -> None:
-        self.dtypes = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
-        self.files = {name: (folder / f"{name}.bin").open("wb") for name in dtypes}
-        self.sizes = dict.fromkeys(dtypes, 0)
-        self.checksums = dict.fromkeys(dtypes, 0)
-
-    def add(self, name: str, values: Any) -> None:
-        array = np.asarray(values, dtype=self.dtypes[name]).reshape(-1)
-        array.tofile(self.files[name])
-        self.checksums[name] = zlib.crc32(array.data, self.checksums[name])
-        self.sizes[name] += array.size
-
-    def add_parts(self, name: str, ends: str, parts: Sequence[Any]) -> None:
-        """Several arrays end to end, and where each ends."""
-        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-        self.add(ends, self.sizes[name] + np.cumsum(lengths))
-        self.add(name, np.concatenate(parts))
-
-    def add_examples(self, encoded: Sequence[Encoded], rows: Sequence[int]) -> None:
-        """At least one, all with the same parts."""
-        sequences = [sequence for one in encoded for sequence in one.sequences]
-        self.add("example_ends", self.sizes["first"] + np.cumsum([len(one.sequences) for one in encoded]))
-        self.add("first", [first for one in encoded for first in one.first])
-        self.add_parts("tokens", "sequence_ends", sequences)
-        self.add("rows", rows)
-        self.add_parts("targets", "target_ends", [one.target for one in encoded])
-        if outputs := [one.output for one in encoded if one.output is not None]:
-            self.add_parts("outputs", "output_ends", outputs)
-        if offsets := [part for one in encoded for part in one.offsets or ()]:
-            self.add("offsets", np.concatenate(offsets))
-        if any(one.reference is not None for one in encoded):
-            texts = [json.dumps(one.reference).encode() for one in encoded]
-            self.add_parts("references", "reference_ends", [np.frombuffer(text, np.uint8) for text in texts])
-
-    def __enter__(self) -> Appender:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self.files.values():
-            file.close()
-
-    def sync(self) -> dict[str, tuple[str, int, int]]:
-        """Force all to disk; name -> (dtype, size, checksum)."""
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        return {name: (self.dtypes[name].str, self.sizes[name], self.checksums[name]) for name in self.files}
-
-
-def file_checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
-
-
-def array_types(vocab_size: int, target_type: type) -> dict[str, Any]:
-    """The arrays of a store."""
-    width = np.uint16 if vocab_size < 2**16 else np.uint32
-    return {
-        "tokens": width, "first": np.uint32, "sequence_ends": np.int64, "example_ends": np.int64, "rows": np.int64,
-        "targets": target_type, "target_ends": np.int64, "outputs": width, "output_ends": np.int64, "offsets": np.int32,
-        "references": np.uint8, "reference_ends": np.int64,
-    }  # fmt: skip
-
-
-def write_store(
-    folder: Path,
-    opened: OpenTask,
-    role: str,
-    tokenizer: Tokenizer,
-    progress: Callable[[int], None] | None = None,
-    for_training: bool = True,
-) -> tuple[dict[str, Any], Account]:
-    """Append every example's arrays to files in `folder`; returns the manifest, and what became of the rows."""
-    counts = dict.fromkeys(("examples", "tokens", "truncated", "outputs_cut"), 0)
-    targets_seen: set[bytes] = set()
-    split, account = opened.split(role), opened.account(role)
-    types = array_types(tokenizer.vocab_size, opened.family.target_type)
-    # The reader adapts the next rows while these are tokenized outside the interpreter lock.
-    with Appender(folder, types) as arrays, ThreadPoolExecutor(1) as reader:
-        for examples, numbers, done in iter_ahead(reader, adapted(opened, role, account)):
-            encoded = opened.family.encode(examples, tokenizer, for_training)
-            if encoded:
-                arrays.add_examples(encoded, [numbers[one.source] for one in encoded])
-                counts["examples"] += len(encoded)
-                account.add(STORED, len({one.source for one in encoded}))
-                counts["tokens"] += sum(one.tokens for one in encoded)
-                counts["truncated"] += sum(one.truncated > 0 for one in encoded)
-                counts["outputs_cut"] += sum(one.output_cut for one in encoded)
-                if len(targets_seen) < 2:
-                    targets_seen.update(one.target.tobytes() for one in encoded)
-            if progress:
-                progress(done)
-        sizes = arrays.sync()
-    if not counts["examples"]:
-        raise nothing_usable(account)
-    is_whole = for_training and role == "train" and opened.max_rows is None
-    if is_whole and len(targets_seen) < 2 and sizes["targets"][1] == counts["examples"]:
-        where = getattr(opened.family, "label", "label")
-        raise InputError(f"{split.place}: every row has the same {where!r}; nothing can be learned from it")
-    account.check()
-    bad = {"bad_rows": len(account.faults), "first_bad_row": str(account.faults[0]) if account.faults else None}
-    known = {"task": opened.task.name, "role": role, "place": split.place}
-    return {**known, **counts, **bad, "account": account.as_dict(), "arrays": sizes}, account
-
-
-def adapted(opened: OpenTask, role: str, account: Account) -> Iterator[tuple[list[Example], list[int], int]]:
+def adapted(plan: Plan, which: range, account: Account) -> Iterator[tuple[list[Example], list[int], int]]:
     """Rows of a split through their adapter: (examples, their row numbers, rows read). Rows that cannot be used are set aside.
 
     Raises:
         InputError: there are more of these than allowed.
     """
-    split, family = opened.split(role), opened.family
-    for start, rows in split.chunks(CHUNK):
+    split, family = plan.opened.split(plan.role), plan.opened.family
+
+    def set_aside(index: int, reason: str) -> None:
+        fault = Fault(*split.locate(index), reason)
+        account.set_aside(fault)
+        plan.known.set_aside(fault)
+
+    for start, rows in split.chunks(CHUNK, which):
         examples, numbers = [], []
         for index, row in enumerate(rows, start):
             try:
@@ -311,10 +322,9 @@ def adapted(opened: OpenTask, role: str, account: Account) -> Iterator[tuple[lis
                 examples.append(family.example(row))
                 numbers.append(split.number(index))
             except FieldError as error:
-                account.set_aside(Fault(*split.locate(index), str(error)))
+                set_aside(index, str(error))
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # data has no end of surprises
-                reason = f"the adapter of this {family.kind} task cannot read the row ({type(error).__name__}: {error})"
-                account.set_aside(Fault(*split.locate(index), reason))
+                set_aside(index, f"the adapter of this {family.kind} task cannot read the row ({type(error).__name__}: {error})")
         yield examples, numbers, len(rows)
 
 

@@ -10,10 +10,12 @@ Letters: n tokens of a stream, k of them that heads read, d hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import GELUActivation
 
 from prefinetune import attention_interface
@@ -22,7 +24,7 @@ from prefinetune.ops import Bounds, attend, bias_gelu, drop, dropout_add_norm
 if TYPE_CHECKING:
     from prefinetune.batch import Batch
 
-Noise = Callable[[torch.Tensor], torch.Tensor]  # makes noise for token embeddings, of any shape
+Noise = Callable[[torch.Tensor, int], torch.Tensor]  # (keys of tokens [...], d) -> noise for their embeddings [..., d]
 
 BERT = ("bert", "camembert", "electra", "ernie", "roberta", "xlm-roberta")
 ROBERTA = ("camembert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")  # count from behind the padding id
@@ -56,8 +58,11 @@ class Layer(NamedTuple):
     feed_forward: FeedForward
 
 
-def reads_streams(config: Any) -> bool:
-    """Whether the architecture is written out here, or can be read through Transformers' own modules."""
+def reads_streams(config: Any, recompute: bool = False) -> bool:
+    """Whether the architecture is written out here, or can be read through Transformers' own modules (which, called again in
+    backward, would no longer know of the stream)."""
+    if recompute and config.model_type in attention_interface.MODEL_TYPES:
+        return False
     if config.model_type == "bart":
         return not (config.encoder_layerdrop or config.decoder_layerdrop)
     known = config.model_type in (*BERT, "distilbert", *attention_interface.MODEL_TYPES)
@@ -69,8 +74,9 @@ def reads_streams(config: Any) -> bool:
     )
 
 
-def encode(trunk: Any, batch: Batch, noise: Noise | None = None) -> torch.Tensor:
-    """The states [k, d] of the tokens that heads read. `noise` goes on the token embeddings of sequences that are copies."""
+def encode(trunk: Any, batch: Batch, noise: Noise | None = None, recompute: bool = False) -> torch.Tensor:
+    """The states [k, d] of the tokens that heads read. `noise` goes on the token embeddings of sequences that are copies; with
+    `recompute`, what layers make is computed again in backward instead of being kept."""
     config = trunk.config
     words = with_noise(trunk.get_input_embeddings()(batch.ids), batch, noise)
     if config.model_type in ROBERTA:
@@ -89,34 +95,32 @@ def encode(trunk: Any, batch: Batch, noise: Noise | None = None) -> torch.Tensor
     if hasattr(trunk, "embeddings_project"):  # ELECTRA
         hidden = trunk.embeddings_project(hidden)
     *layers, last = distilbert_layers(trunk) if config.model_type == "distilbert" else bert_layers(trunk)
+    run = runner(recompute)
     for layer in layers:
-        hidden = add_attention(layer.attention, hidden, hidden, batch.bounds, batch.bounds)
-        hidden = add_feed_forward(layer.feed_forward, hidden)
+        hidden = run(encoder_layer, layer, hidden, batch.bounds)
     hidden = add_attention(last.attention, hidden.index_select(0, batch.kept), hidden, batch.kept_bounds, batch.bounds)
     return add_feed_forward(last.feed_forward, hidden)
 
 
-def encode_and_decode(trunk: Any, batch: Batch, noise: Noise | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_and_decode(
+    trunk: Any, batch: Batch, noise: Noise | None = None, recompute: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The decoder's states [k, d] of the tokens that heads read, and the encoder's [n, d]; the encoder's twice where there is
     nothing for the decoder to read. `noise` goes on what the encoder reads."""
     memory = embed(
         trunk.encoder, batch.ids, batch.bounds, lambda words: with_noise(words, batch, noise, trunk.encoder.embed_tokens)
     )
+    run = runner(recompute)
     for layer in bart_layers(trunk.encoder):
-        memory = add_attention(layer.attention, memory, memory, batch.bounds, batch.bounds)
-        memory = add_feed_forward(layer.feed_forward, memory)
+        memory = run(encoder_layer, layer, memory, batch.bounds)
     if batch.outputs is None or batch.output_bounds is None:
         return memory, memory
     bounds = batch.output_bounds
     hidden = embed(trunk.decoder, shifted(batch.outputs, bounds, trunk.config.decoder_start_token_id), bounds)
     layers = bart_layers(trunk.decoder)
     for number, layer in enumerate(layers, 1):
-        hidden = add_attention(layer.attention, hidden, hidden, bounds, bounds, causal=True)
-        if number == len(layers):
-            hidden, bounds = hidden.index_select(0, batch.kept), batch.kept_bounds
-        assert layer.cross is not None
-        hidden = add_attention(layer.cross, hidden, memory, bounds, batch.bounds)
-        hidden = add_feed_forward(layer.feed_forward, hidden)
+        kept = (batch.kept, batch.kept_bounds) if number == len(layers) else None
+        hidden = run(decoder_layer, layer, hidden, bounds, memory, batch.bounds, kept)
     return hidden, memory
 
 
@@ -130,7 +134,35 @@ def pool(trunk: Any, hidden: torch.Tensor) -> torch.Tensor | None:
     return pooler(hidden[:, None])  # it takes the first token of whole sequences
 
 
-# ---- the two halves of a layer
+# ---- a layer, and its two halves
+
+
+def runner(recompute: bool) -> Callable[..., torch.Tensor]:
+    """What calls layers."""
+    if recompute and torch.is_grad_enabled():
+        return partial(checkpoint, use_reentrant=False)
+    return lambda layer, *given: layer(*given)
+
+
+def encoder_layer(layer: Layer, hidden: torch.Tensor, bounds: Bounds) -> torch.Tensor:
+    return add_feed_forward(layer.feed_forward, add_attention(layer.attention, hidden, hidden, bounds, bounds))
+
+
+def decoder_layer(
+    layer: Layer,
+    hidden: torch.Tensor,
+    bounds: Bounds,
+    memory: torch.Tensor,
+    memory_bounds: Bounds,
+    kept: tuple[torch.Tensor, Bounds] | None,
+) -> torch.Tensor:
+    """`kept`: the tokens that go on after attention to those before, where it is not all of them."""
+    hidden = add_attention(layer.attention, hidden, hidden, bounds, bounds, causal=True)
+    if kept is not None:
+        hidden, bounds = hidden.index_select(0, kept[0]), kept[1]
+    assert layer.cross is not None
+    hidden = add_attention(layer.cross, hidden, memory, bounds, memory_bounds)
+    return add_feed_forward(layer.feed_forward, hidden)
 
 
 def add_attention(
@@ -149,7 +181,7 @@ def add_attention(
 def add_feed_forward(part: FeedForward, hidden: torch.Tensor) -> torch.Tensor:
     """norm(hidden + feed-forward of hidden), [n, d]."""
     if isinstance(part.activation, GELUActivation):
-        inner = bias_gelu(nn.functional.linear(hidden, part.up.weight), part.up.bias)
+        inner = bias_gelu(*apart(part.up, hidden))
     else:
         inner = part.activation(part.up(hidden))
     return project_add_norm(part.down, drop(inner, part.inner_dropout), hidden, part.norm, part.output_dropout)
@@ -158,7 +190,15 @@ def add_feed_forward(part: FeedForward, hidden: torch.Tensor) -> torch.Tensor:
 def project_add_norm(
     project: nn.Linear, inner: torch.Tensor, residual: torch.Tensor, norm: nn.LayerNorm, dropout: float
 ) -> torch.Tensor:
-    return dropout_add_norm(nn.functional.linear(inner, project.weight), project.bias, residual, norm, dropout)
+    return dropout_add_norm(*apart(project, inner), residual, norm, dropout)
+
+
+def apart(project: nn.Linear, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a linear layer makes of [n, d] but for its bias, and the bias, which the next step adds in passing. One that is more
+    than a matrix (LoRA's) is called as it is, and leaves nothing to add."""
+    if type(project) is nn.Linear:
+        return nn.functional.linear(hidden, project.weight), project.bias
+    return project(hidden), torch.zeros_like(project.bias)
 
 
 # ---- where each architecture keeps its parts
@@ -252,4 +292,5 @@ def with_noise(words: torch.Tensor, batch: Batch, noise: Noise | None, table: nn
         return words
     clean, copies = words[: batch.clean_tokens], words[batch.clean_tokens :]
     # Some tables scale what they look up; the noise is on what is looked up.
-    return torch.cat([clean, copies + noise(copies) * getattr(table, "embed_scale", 1.0)])
+    made = noise(batch.noise_keys(), copies.shape[-1])
+    return torch.cat([clean, copies + made * getattr(table, "embed_scale", 1.0)])

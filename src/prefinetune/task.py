@@ -14,6 +14,7 @@ from prefinetune.config import MixtureSettings, explain
 from prefinetune.errors import InputError, listing, nearest
 from prefinetune.families import FAMILIES, Family
 from prefinetune.positions import Part, read_yaml, shown
+from prefinetune.safety import without_secrets
 from prefinetune.schema import (
     SOURCE,
     check,
@@ -25,7 +26,7 @@ from prefinetune.schema import (
 )
 from prefinetune.sources import Files, Hub, Rows, Source
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+\-]*(/[A-Za-z0-9][A-Za-z0-9_+\-]*)*")
+NAME = re.compile(r"(?=.{1,128}$)[A-Za-z0-9][A-Za-z0-9_+\-]*(/[A-Za-z0-9][A-Za-z0-9_+\-]*)*")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Task:
     """A dataset and the problem it poses.
 
     Attributes:
-        name: letters, digits, "_", "-" and "+", with "/" between parts, as in "glue/rte".
+        name: letters, digits, "_", "-" and "+", with "/" between parts, as in "glue/rte"; at most 128 characters.
         source: where the rows are.
         family: the kind of problem, with the columns it reads.
         splits: from train, validation and test to the source's own names where they differ. A role the source lacks is left out,
@@ -58,7 +59,8 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise InputError(
-                f"task name {self.name!r} is not accepted; expected letters, digits, '_', '-', '+' and '/' between them"
+                f"task name {self.name!r} is not accepted; expected letters, digits, '_', '-', '+' and '/' between them, "
+                "at most 128 in all"
             )
         unknown = set(self.splits) - {"train", "validation", "test"}
         if unknown:
@@ -89,12 +91,10 @@ class Suite:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"suite {self.name!r}: task names used twice: {listing(twice)}")
-        slugs = {task.slug: task.name for task in self.tasks}
+        slugs = {task.slug.lower(): task.name for task in self.tasks}  # some file systems do not tell A from a
         for task in self.tasks:
-            if slugs[task.slug] != task.name:
-                raise InputError(
-                    f"suite {self.name!r}: tasks {task.name!r} and {slugs[task.slug]!r} would share the folder {task.slug!r}"
-                )
+            if (other := slugs[task.slug.lower()]) != task.name:
+                raise InputError(f"suite {self.name!r}: tasks {task.name!r} and {other!r} would share the folder {task.slug!r}")
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -161,6 +161,7 @@ def find_task(task: str | Path) -> Task:
     Raises:
         InputError: there is no such file or name, or the file holds several tasks.
     """
+    refuse_data(str(task))
     if is_suite_file(str(task)):
         suite = read_suite(task)
         if len(suite) != 1:
@@ -176,6 +177,14 @@ def named_task(name: str) -> Task:
     from prefinetune.tasksource import PREFIX, tasksource_task
 
     return tasksource_task(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else catalog()[name]
+
+
+def refuse_data(text: str) -> None:
+    """Raises InputError where a file or folder of data stands in place of a suite."""
+    path = Path(text)
+    if path.exists() and not is_suite_file(text):
+        folder = path if path.is_dir() else path.parent
+        raise InputError(f"{text} is no suite file (.yaml); `prefinetune tasks infer {folder}` proposes one for the data there")
 
 
 def is_suite_file(text: str) -> bool:
@@ -367,6 +376,10 @@ def make_source(part: Part, folder: Path) -> Source:
     from prefinetune.tasksource import PREFIX, TaskSource
 
     check(part, SOURCE)
+    for one in map(part.__getitem__, part.value) if isinstance(part.value, dict) else (part,):
+        if "://" in one.value:
+            hidden = without_secrets(one.value)
+            raise one.refuse(f"{hidden!r} is not accepted: addresses are not read; expected {SOURCE['description']}")
     if isinstance(part.value, dict):
         return Files({split: str(folder / path) for split, path in part.value.items()})
     kind, _, rest = part.value.partition(":")
@@ -376,7 +389,7 @@ def make_source(part: Part, folder: Path) -> Source:
     hub_id, _, config = name.partition(":")
     if not (rest if kind == PREFIX[:-1] else hub_id):
         raise part.refuse(f"{part.value!r} is not accepted; expected a name behind the colon")
-    return TaskSource(rest) if kind == PREFIX[:-1] else Hub(hub_id, config or None, revision or None)
+    return TaskSource(rest) if kind == PREFIX[:-1] else at(part, Hub, hub_id, config or None, revision or None)
 
 
 # ---- the same for values that stand in no suite file

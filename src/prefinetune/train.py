@@ -7,11 +7,11 @@ import hashlib
 import json
 import math
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,27 +19,38 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from prefinetune.batch import Batch, Drawn, micro_batches
-from prefinetune.checkpoint import load_checkpoint, load_optimizer_state, save_checkpoint
+from prefinetune import launcher, ranks
+from prefinetune.balancing import Gradient, balancing_of, check_balancing
+from prefinetune.batch import Batch, Drawn, deal, micro_batches
+from prefinetune.card import write_card
+from prefinetune.checkpoint import CannotSave, load_checkpoint, load_optimizer_state, save_checkpoint
 from prefinetune.config import Config, DataSettings, ObjectiveSettings, OptimizerSettings, TrainSettings, make_config
 from prefinetune.display import Display
+from prefinetune.emissions import measured
 from prefinetune.errors import InputError
-from prefinetune.evaluate import Evaluation, evaluate, mean_score, readable
+from prefinetune.evaluate import Evaluation, evaluate, main_scores, mean_score, readable
 from prefinetune.export import load_head, save_trunk_and_heads
 from prefinetune.families import Encoded, Examples, Family, Segment
 from prefinetune.families.base import plain
-from prefinetune.leaks import evaluation_splits, leave_out, split_name
+from prefinetune.gradients import Sampler
+from prefinetune.leaks import Leaks, evaluation_splits, leave_out, split_name
+from prefinetune.lora import adapt, check_lora, save_adapter
+from prefinetune.memory import Memory, Work
+from prefinetune.mirror import origin
 from prefinetune.mixture import Mixture, hash_key, shares
-from prefinetune.model import MultiTask, check_tasks, load_backbone, read_config
+from prefinetune.model import MultiTask, check_tasks, hub_commit, load_backbone, read_config
+from prefinetune.notice import Notice, Preempted
 from prefinetune.objective import draw_noise, draw_noised, example_weights, regularized, scaled, weighted_sum
 from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.results import RunFolder
-from prefinetune.sources import OpenTask, open_tasks
-from prefinetune.store import Store, build_store, encode_split
+from prefinetune.sources import OpenTask, open_task, open_tasks
+from prefinetune.store import EncodedSplit, Store, build_stores, encode_split, iter_ahead
 from prefinetune.task import Suite, Task, read_suite
 from prefinetune.tokenizer import Tokenizer, load_tokenizer
+from prefinetune.tracking import check_trackers
 
 NO_R3F = ObjectiveSettings()
+KEPT_OUT_ROWS = 2000  # most training rows of a kept-out task that gradients are sampled from
 
 
 @dataclass
@@ -49,6 +60,12 @@ class TaskData:
     name: str
     family: Family
     store: Examples
+
+    def costs(self, examples: np.ndarray) -> np.ndarray:
+        """Tokens of some examples, [n]."""
+        if isinstance(self.store, Store):
+            return self.store.token_counts(examples)
+        return np.array([self.store[index].tokens for index in examples.tolist()])
 
 
 @dataclass
@@ -65,6 +82,7 @@ class Update:
     tokens: int  # real ones
     padded: int  # with padding
     bad: list[tuple[str, int]]  # (task, row) of examples whose loss was not finite
+    weight_by_task: dict[str, float]  # how much each counted beside its share of the update; nothing where balancing is static
 
     @property
     def skipped(self) -> bool:
@@ -77,23 +95,48 @@ class Update:
         return ", ".join(f"{task} row {row}" for task, row in self.bad[:5]) or "the gradient's norm"
 
 
+class Place(NamedTuple):
+    """A process among those that share every update."""
+
+    rank: int
+    ranks: int
+
+
+ALONE = Place(0, 1)
+
+
 def draw(
     mixture: Mixture,
     number: int,
     tasks: Sequence[TaskData],
     tokenizer: Tokenizer,
     objective: ObjectiveSettings = NO_R3F,
+    place: Place = ALONE,
 ) -> list[Drawn]:
-    """The examples of update `number`, each with its weight in the whole update, and whether it has a noised pass."""
+    """The examples of update `number` that a process computes, each with its weight in the whole update, and whether it has a
+    noised pass. All processes together have every example once; one that would have none computes another's with weight 0, as
+    all take part in what a sharded trunk does."""
     sub_batches = mixture.update(number)
     sizes = [len(sub_batch.examples) for sub_batch in sub_batches]
-    noised = iter(draw_noised(sum(sizes), objective, np.random.default_rng([mixture.seed, 6, number])).tolist())
+    generator = np.random.default_rng([mixture.seed, 6, number])
+    noised = draw_noised(sum(sizes), objective, generator)
+    weights = np.repeat(example_weights(sizes), sizes)
+    mine: Sequence[int] = range(len(weights))
+    if place.ranks > 1:
+        costs = np.concatenate([tasks[sub_batch.task].costs(sub_batch.examples) for sub_batch in sub_batches]) * (1 + noised)
+        dealt = deal(costs, place.ranks)[place.rank].tolist()
+        mine = dealt or [place.rank % len(weights)]
+        weights = weights if dealt else np.zeros_like(weights)
+    owners = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    within = np.concatenate([np.arange(size) for size in sizes]).tolist()
     drawn = []
-    for sub_batch, weight in zip(sub_batches, example_weights(sizes), strict=True):
-        task, generator = tasks[sub_batch.task], np.random.default_rng(sub_batch.key)
-        for index in sub_batch.examples.tolist():
-            example = task.family.draw(task.store[index], tokenizer, generator)
-            drawn.append(Drawn(example, task.name, task.family, weight, next(noised)))
+    for at in mine:
+        sub_batch = sub_batches[owners[at]]
+        task, key = tasks[sub_batch.task], int(hash_key(sub_batch.key, within[at]) >> np.uint64(1))
+        example = task.store[int(sub_batch.examples[within[at]])]
+        if task.family.draws:
+            example = task.family.draw(example, tokenizer, np.random.default_rng(key))
+        drawn.append(Drawn(example, task.name, task.family, float(weights[at]), bool(noised[at]), key))
     return drawn
 
 
@@ -105,89 +148,125 @@ def update(
     accelerator: Accelerator,
     objective: ObjectiveSettings = NO_R3F,
 ) -> Update:
-    """One optimizer step over all micro-batches of an update (MUPPET 3.2 and 3.3).
+    """One optimizer step over all micro-batches of an update, on one process or several (MUPPET 3.2 and 3.3).
 
-    Every example adds weight x loss / log(outcomes) to one sum, whose gradient is accumulated over micro-batches, clipped
-    once, and stepped once. With R3F, its loss is joined by the divergence between the prediction and that of a noised copy in the
-    same forward pass. A head that no example used keeps gradient None, so that the optimizer does not move it.
+    Every example adds weight x loss / log(outcomes) to one sum, whose gradient is accumulated over micro-batches and processes,
+    clipped once, and stepped once. With R3F, its loss is joined by the divergence between the prediction and that of a noised
+    copy in the same forward pass. A head that no example used keeps gradient None, so that the optimizer does not move it.
+    Balancing may weigh tasks' losses, or keep their gradients on the trunk apart until all are there; static does neither.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
     noise = partial(draw_noise, settings=objective) if objective.r3f else None
     parts: list[Part] = []
-    for batch in batches:
+    apart: dict[str, Gradient] = {}
+    for batch in ranks.even(batches, model.backbone, accelerator):
         batch = batch.to(accelerator.device)
-        total = torch.zeros((), device=accelerator.device)
         with accelerator.autocast():
-            for segment, output, noised in model(batch, noise):
-                family = segment.family
-                outcomes = family.outcomes(output, segment)
-                losses = scaled(family.loss(output, segment), outcomes)  # [e]
-                divergences = None if noised is None else scaled(family.divergence(output, noised, segment), outcomes)
-                total = total + weighted_sum(regularized(losses, divergences, objective), segment.weights)
-                parts.append(Part(segment, losses.detach(), None if divergences is None else divergences.detach()))
+            each = [of_segment(*passed) for passed in model(batch, noise)]
+            losses, outcomes, divergences = (torch.cat(column) for column in zip(*each, strict=True))  # [e]
+            part = Part(batch.segments, *(scaled(each, outcomes, objective.scaling) for each in (losses, divergences)))
+            weights = torch.cat([segment.weights for segment in batch.segments])
+            balanced = model.balancing.weigh(regularized(part.losses, part.divergences, objective), batch.segments)
+            total = weighted_sum(balanced, weights)
         accelerator.backward(total)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
-    report = read_losses(parts, float(norm), batches)
+        model.balancing.set_apart(apart, batch, model)
+        parts.append(part)
+    weight_by_task = model.balancing.add_up(apart, model, accelerator)
+    norm = ranks.clip(model.parameters(), clip)
+    padded = sum(batch.padded for batch in batches)
+    report = read_losses(parts, norm, padded, list(model.families), weight_by_task, accelerator)
     if not report.skipped:
         optimizer.step()
     return report
 
 
+def of_segment(
+    segment: Segment, output: torch.Tensor, noised: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, outcomes, and divergence (0 where there is no noised pass) of each example of a segment, [e] all."""
+    family = segment.family
+    losses = family.loss(output, segment)
+    divergences = torch.zeros_like(losses) if noised is None else family.divergence(output, noised, segment)
+    return losses, family.outcomes(output, segment), divergences
+
+
 class Part(NamedTuple):
-    """What one segment of an update came to."""
+    """What one micro-batch of an update came to."""
 
-    segment: Segment
-    losses: torch.Tensor  # [e]
-    divergences: torch.Tensor | None  # [e]
+    segments: list[Segment]
+    losses: torch.Tensor  # [e] scaled, of all segments
+    divergences: torch.Tensor  # [e] scaled
 
 
-def read_losses(parts: Sequence[Part], norm: float, batches: Sequence[Batch]) -> Update:
-    """Per-example losses of an update as numbers: one transfer from the device, after all work was queued."""
-    losses = torch.cat([part.losses for part in parts]).double().cpu().numpy()
-    weights = torch.cat([part.segment.weights for part in parts]).double().cpu().numpy()
-    apart = [torch.full_like(part.losses, math.nan) if part.divergences is None else part.divergences for part in parts]
-    divergences = torch.cat(apart).double().cpu().numpy()
-    diverging = np.concatenate([np.full(len(part.losses), part.divergences is not None) for part in parts])
-    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    examples_by_task: Counter[str] = Counter()
-    tokens_by_task: Counter[str] = Counter()
-    bad, at = [], 0
-    finite = np.isfinite(losses) & (np.isfinite(divergences) | ~diverging)
-    for segment, mine, _ in parts:
-        examples_by_task[segment.task] += len(segment.examples)
-        tokens_by_task[segment.task] += segment.tokens
-        here = slice(at, at + len(mine))
-        at += len(mine)
-        sums[segment.task] += losses[here] @ weights[here], weights[here].sum()
+def read_losses(
+    parts: Sequence[Part],
+    norm: float,
+    padded: int,
+    tasks: Sequence[str],
+    weight_by_task: dict[str, float],
+    accelerator: Accelerator,
+) -> Update:
+    """What all processes computed in an update, as numbers: one transfer from the device after all work was queued, and one sum
+    over processes."""
+    segments = [segment for part in parts for segment in part.segments]
+    losses = torch.cat([part.losses.detach() for part in parts]).double().cpu().numpy()
+    divergences = torch.cat([part.divergences.detach() for part in parts]).double().cpu().numpy()
+    weights = torch.cat([segment.weights for segment in segments]).double().cpu().numpy()
+    finite = np.isfinite(losses) & np.isfinite(divergences)
+    sums, bad, at = np.zeros((len(tasks) + 1, 6)), [], 0
+    for segment in segments:
+        here = slice(at, at + len(segment.examples))
+        at = here.stop
+        if not weights[here].any():  # it was computed only to take part
+            continue
+        weight = weights[here].sum()
+        sums[tasks.index(segment.task)] += (
+            losses[here] @ weights[here], weight, len(segment.examples), segment.tokens,
+            divergences[here] @ weights[here], weight if segment.noised is not None else 0,
+        )  # fmt: skip
         bad += [(segment.task, segment.examples[i].source) for i in np.flatnonzero(~finite[here])]
+    sums[-1, :2] = padded, len(bad)
+    sums = ranks.total(sums, accelerator)
+    *by_task, (all_padded, num_bad, *_) = sums.tolist()
+    if num_bad:
+        bad = [(task, row) for each in ranks.tell(bad, accelerator) for task, row in each]
+    used = {task: row for task, row in zip(tasks, by_task, strict=True) if row[2]}
+    loss, _, examples, tokens, divergence, diverged = sums[:-1].sum(axis=0).tolist()
     return Update(
-        loss=float(losses @ weights),
-        divergence=float(np.average(divergences[diverging], weights=weights[diverging])) if diverging.any() else None,
-        loss_by_task={task: float(total / weight) for task, (total, weight) in sums.items()},
-        examples_by_task=dict(examples_by_task),
-        tokens_by_task=dict(tokens_by_task),
+        loss=loss,
+        divergence=divergence / diverged if diverged else None,
+        loss_by_task={task: row[0] / row[1] for task, row in used.items()},
+        examples_by_task={task: int(row[2]) for task, row in used.items()},
+        tokens_by_task={task: int(row[3]) for task, row in used.items()},
         grad_norm=norm,
-        examples=len(losses),
-        tokens=sum(batch.tokens for batch in batches),
-        padded=sum(batch.padded for batch in batches),
+        examples=int(examples),
+        tokens=int(tokens),
+        padded=int(all_padded),
         bad=bad,
+        weight_by_task=weight_by_task,
     )
 
 
 def make_optimizer(model: MultiTask, settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW (fused), weight decay on matrices only; a group's `peak` is its highest rate."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        groups[name.startswith("heads."), parameter.ndim > 1].append(parameter)
+    peaks = {
+        "backbone": settings.learning_rate,
+        "heads": settings.head_learning_rate or settings.learning_rate,
+        "balancing": settings.uncertainty_learning_rate,
+    }
+    groups: dict[tuple[str, bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():  # sharded ones apart: one step takes either kind
+        if parameter.requires_grad:
+            groups[name.partition(".")[0], parameter.ndim > 1, ranks.is_piece(parameter)].append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
                 "weight_decay": settings.weight_decay if is_matrix else 0.0,
-                "peak": (settings.head_learning_rate or settings.learning_rate) if is_head else settings.learning_rate,
+                "peak": peaks[part],
             }
-            for (is_head, is_matrix), parameters in groups.items()
+            for (part, is_matrix, _), parameters in groups.items()
         ],
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
@@ -205,7 +284,8 @@ def schedule(number: int, total: int, warmup: float, power: float) -> float:
 
 
 def autocast_precision(settings: TrainSettings) -> str:
-    """bfloat16 where the hardware multiplies it faster: GPUs that know it. On CPUs it measured slower than float32."""
+    """bfloat16 where the hardware multiplies it faster: GPUs that know it. On CPUs that depends on the cores
+    (docs/performance.md), and float32 is taken."""
     if settings.precision == "auto":
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return {"float32": "no", "bfloat16": "bf16"}[settings.precision]
@@ -251,6 +331,7 @@ class Fit:
 
     progress: Progress
     evaluation: Evaluation  # of the validation examples at the end (of the best weights, with patience)
+    accelerator: Accelerator
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
@@ -266,6 +347,8 @@ def fit(
     folder: RunFolder | None = None,
     display: Display | None = None,
     resume: bool = False,
+    kept_out: Sequence[TaskData] = (),
+    targets: Sequence[str] = (),
 ) -> Fit:
     """Run all updates of a configuration; the model is changed in place.
 
@@ -273,55 +356,96 @@ def fit(
         validation: examples to score by task; may be empty.
         folder: where metrics and checkpoints go; None writes nothing.
         resume: go on from the newest checkpoint in `folder`.
+        kept_out: tasks that are not trained on, whose gradients are sampled with those of `tasks` (train.affinity_every).
+        targets: names of those, and of `tasks`, that the suite shall be judged by.
 
     Raises:
-        InputError: `train.max_skipped` updates in a row had losses that are not finite.
+        InputError: `train.max_skipped` updates in a row had losses that are not finite; memory ran out; a checkpoint could not
+            be written.
+        Preempted: the process was told to go (SIGTERM, SIGUSR1, Ctrl-C) and there is a folder; what was done is saved in it.
     """
     display, settings = display or Display(quiet=True), config.train
-    accelerator = Accelerator(mixed_precision=autocast_precision(settings))
+    accelerator = ranks.join(autocast_precision(settings), settings.rank_timeout)
+    place = Place(accelerator.process_index, accelerator.num_processes)
     model.to(accelerator.device)
-    layout = model.layout(tokenizer)
+    if settings.gradient_checkpointing:
+        model.backbone.checkpoint_gradients()
     mixture = make_mixture([len(task.store) for task in tasks], config)
+    ranks.shard(model, accelerator)
+    model.balancing = balancing_of(config.objective, model).to(accelerator.device)
+    if place.ranks > 1:
+        display.say(f"{place.ranks} processes{', each with a piece of the trunk' if ranks.is_sharded(model.backbone) else ''}")
     optimizer = make_optimizer(model, config.optimizer)
-    progress, best, found = Progress(), None, Evaluation()
-    if resume and folder and (checkpoint := load_checkpoint(folder.checkpoints)):
-        model.load_unique_state(checkpoint.model)
-        load_optimizer_state(model, optimizer, checkpoint.optimizer)
-        progress, best = Progress(**checkpoint.state), checkpoint.best
-        folder.forget_metrics_after(progress.updates)
+    progress, best = restore(model, optimizer, folder, accelerator) if resume and folder else (Progress(), None)
+    if progress.updates:
         display.say(f"going on from update {progress.updates} of {mixture.num_updates}")
-    window = Window(**progress.window)
+    if folder:
+        folder.forget_metrics_after(progress.updates)  # also those of a run that had no checkpoint yet
+        folder.track(config, progress.updates, display.say)
+    window, found = Window(**progress.window), Evaluation()
+    memory = Memory(settings.token_budget, settings.halve_budget and not ranks.is_sharded(model.backbone))
+    layout = model.layout(tokenizer)
+    sampler = None
+    if settings.affinity_every and folder:
+        sampler = Sampler(model, tokenizer, tasks, kept_out, targets, mixture, config, accelerator)
+        display.say(sampler.told())
 
     def save() -> None:
-        if folder and settings.checkpoint_every:
-            state = asdict(progress) | {"window": asdict(window)}
+        if not folder:
+            return
+        state = asdict(progress) | {"window": asdict(window)}
+        try:
             save_checkpoint(folder.checkpoints, progress.updates, model, optimizer, state, best, settings.keep_checkpoints)
+        except CannotSave as error:
+            if settings.on_failed_checkpoint == "stop":
+                raise
+            display.say(f"{error.problem}; going on without it")
 
-    with display.training(mixture.num_updates, progress.updates):
-        while progress.updates < mixture.num_updates and not progress.stopped:
-            started, number = time.perf_counter(), progress.updates
-            # Dropout is a function of (seed, update) like all else, so there is no generator state to save.
-            torch.manual_seed(int(hash_key(config.seed, 4, number) >> np.uint64(1)))
-            share = schedule(number, mixture.num_updates, config.optimizer.warmup, config.optimizer.decay_power)
+    def prepare(number: int) -> Work:
+        drawn, budget = draw(mixture, number, tasks, tokenizer, config.objective, place), memory.budget
+        return Work(number, drawn, micro_batches(drawn, budget, layout), budget)
+
+    def step(seed: int, batches: Sequence[Batch]) -> Update:
+        torch.manual_seed(seed)
+        return update(model, optimizer, batches, config.optimizer.clip, accelerator, config.objective)
+
+    with (
+        measured(folder.path if folder else None),
+        display.training(mixture.num_updates, progress.updates),
+        Notice("finishing the update, then saving", active=folder is not None) as notice,
+        ThreadPoolExecutor(1) as ahead,
+    ):
+        started = time.perf_counter()
+        # An update is drawn and laid out while the one before is computed.
+        numbers = range(progress.updates, mixture.num_updates if not progress.stopped else progress.updates)
+        for work in iter_ahead(ahead, map(prepare, numbers)):
+            share = schedule(work.number, mixture.num_updates, config.optimizer.warmup, config.optimizer.decay_power)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
-            drawn = draw(mixture, number, tasks, tokenizer, config.objective)
-            batches = micro_batches(drawn, settings.token_budget, layout)
-            report = update(model, optimizer, batches, config.optimizer.clip, accelerator, config.objective)
+            # Dropout is a function of (seed, update, process) like all else, so there is no generator state to save.
+            seed = int(hash_key(config.seed, 4, work.number, *([place.rank] if place.rank else [])) >> np.uint64(1))
+            sample = None
+            if sampler and sampler.is_due(work.number):
+                sample = sampler.sample(work.number, optimizer, memory.budget)
+                started = time.perf_counter()
+            report = memory.run(partial(step, seed), work, layout, display)
             seconds = time.perf_counter() - started
             progress.add(report, seconds)
             display.updated(progress.updates, report)
 
             if report.skipped:
                 display.say(f"update {progress.updates} skipped: not finite: {report.culprits}")
-                if progress.skipped_in_a_row >= settings.max_skipped:
-                    save()
-                    raise InputError(
-                        f"{progress.skipped_in_a_row} updates in a row were not finite (last: {report.culprits}); a lower "
-                        "optimizer.learning_rate, or a look at these rows, should help"
-                    )
             else:
                 window.add(report, seconds)
+                if sampler and sample and folder:
+                    folder.add_affinity(sampler.record(sample, progress.updates, share, report.grad_norm))
+            if progress.skipped_in_a_row >= settings.max_skipped:
+                if settings.checkpoint_every:
+                    save()
+                raise InputError(
+                    f"{progress.skipped_in_a_row} updates in a row were not finite (last: {report.culprits}); a lower "
+                    "optimizer.learning_rate, or a look at these rows, should help"
+                )
             last = progress.updates == mixture.num_updates
             if progress.updates % settings.log_every == 0 or last:
                 record = window.record(progress, mixture, config.optimizer.learning_rate * share)
@@ -330,19 +454,42 @@ def fit(
                 display.logged(record)
                 window = Window()
             if validation and settings.evaluate_every and (progress.updates % settings.evaluate_every == 0 or last):
-                found = evaluate(model, tokenizer, validation, 2 * settings.token_budget)
+                found = evaluate(model, tokenizer, validation, 2 * settings.token_budget, accelerator)
                 mean = mean_score(found.scores, model.families)
                 display.evaluated(progress.updates, found.scores, mean)
+                if folder:
+                    folder.add_scores(progress.updates, main_scores(found.scores, model.families))
                 if progress.judge(mean, settings.patience) and settings.patience:
                     best = {name: tensor.clone() for name, tensor in model.unique_state().items()}
-            if last or progress.stopped or (settings.checkpoint_every and progress.updates % settings.checkpoint_every == 0):
+            leaving = ranks.anyone(notice.given is not None, accelerator)
+            due = last or progress.stopped or progress.updates % (settings.checkpoint_every or mixture.num_updates) == 0
+            if leaving or (settings.checkpoint_every and due):
                 save()
+            if leaving:
+                done = f"{progress.updates:,} of {mixture.num_updates:,} updates are done and saved"
+                raise Preempted(done, notice.given)
+            if progress.stopped:
+                break
+            started = time.perf_counter()
     if best is not None:
         model.load_unique_state(best)
     if validation and (best is not None or not found.scores):
         display.say(f"scoring {sum(map(len, validation.values())):,} validation examples of {len(validation)} tasks")
-        found = evaluate(model, tokenizer, validation, 2 * settings.token_budget)
-    return Fit(progress, found)
+        found = evaluate(model, tokenizer, validation, 2 * settings.token_budget, accelerator)
+    return Fit(progress, found, accelerator)
+
+
+def restore(
+    model: MultiTask, optimizer: torch.optim.Optimizer, folder: RunFolder, accelerator: Accelerator
+) -> tuple[Progress, dict[str, torch.Tensor] | None]:
+    """Put model and optimizer back to the newest checkpoint of a run, if it has one; how far that was, and the best weights."""
+    checkpoint = load_checkpoint(folder.checkpoints)
+    ranks.agree("checkpoint", checkpoint.folder.name if checkpoint else None, accelerator)
+    if checkpoint is None:
+        return Progress(), None
+    model.load_unique_state(checkpoint.model)
+    load_optimizer_state(model, optimizer, checkpoint.optimizer)
+    return Progress(**checkpoint.state), checkpoint.best
 
 
 @dataclass
@@ -359,6 +506,7 @@ class Window:
     padded: int = 0
     seconds: float = 0.0
     by_task: dict[str, list[Any]] = field(default_factory=dict)  # task -> sums of [loss, updates it was in, examples, tokens]
+    weights: dict[str, list[Any]] = field(default_factory=dict)  # task -> sums of [weight, updates that gave one]
 
     def add(self, report: Update, seconds: float) -> None:
         self.updates += 1
@@ -375,6 +523,9 @@ class Window:
             sums = self.by_task.setdefault(task, [0.0, 0, 0, 0])
             added = (loss, 1, report.examples_by_task[task], report.tokens_by_task[task])
             self.by_task[task] = [old + new for old, new in zip(sums, added, strict=True)]
+        for task, weight in report.weight_by_task.items():
+            total, count = self.weights.get(task, (0.0, 0))
+            self.weights[task] = [total + weight, count + 1]
 
     def record(self, progress: Progress, mixture: Mixture, rate: float) -> dict[str, Any]:
         """One line of metrics.jsonl: means over the window, counters over the run; by task, what the window added."""
@@ -387,6 +538,11 @@ class Window:
             "loss_by_task": {task: sums[0] / sums[1] for task, sums in sorted(self.by_task.items())},
             "examples_by_task": {task: sums[2] for task, sums in sorted(self.by_task.items())},
             "tokens_by_task": {task: sums[3] for task, sums in sorted(self.by_task.items())},
+            **(
+                {"weight_by_task": {task: sums[0] / sums[1] for task, sums in sorted(self.weights.items())}}
+                if self.weights
+                else {}
+            ),
             "lr": rate,
             "grad_norm": self.grad_norm / count,
             "examples": progress.examples,
@@ -461,9 +617,128 @@ def train(
         InputError: anything in suite, data, model or settings that cannot be used.
     """
     display = display or Display(quiet=True)
+    prepared = prepare_suite(suite, model, config, data_root, cache, against, skip_missing, display)
+    suite, config, accounts = prepared.suite, prepared.config, prepared.accounts
+    tokenizer, validation, families = prepared.tokenizer, prepared.validation, prepared.families
+
+    folder, identity = RunFolder(out), prepared.identity()
+    recorded = {record["task"]: record for record in folder.results() if record["digest"] == digest_of(identity)}
+    if resume and len(recorded) == len(suite):
+        display.say(f"{folder.path} is complete; nothing is left to do")
+        if not (folder.path / "model" / "README.md").exists():  # it was stopped just before
+            write_card(folder.path, folder.path / "model", evidence=())
+        last, scores = next(iter(recorded.values())), {task: record["scores"] for task, record in recorded.items()}
+        return Run(folder.path, scores, last["updates"], last["examples"], last["seconds"])
+    resolved = prepared.resolved()
+    told = {"name": suite.name, "model": prepared.model, "commit": hub_commit(prepared.model), "tasks": resolved}
+    with folder.claimed(identity, config.to_yaml(), told, resume):
+        if leaks := prepared.leaks:
+            splits = evaluation_splits((*prepared.opened, *prepared.protected))
+            compared = {split_name(one, role): one.digest(role) for one, role in splits}
+            folder.write_leaks({**leaks.as_dict(), "left_out": config.data.leaks == "drop", "compared_with": compared})
+        if launcher.is_main():
+            write_quarantine(folder.path, accounts)
+        report_cuts(resolved, accounts, display)
+
+        multitask = prepared.build(model, display)
+        kept_out = open_kept_out(prepared.model, against, suite, tokenizer, config, data_root, cache, display)
+        sampled = {task.name for task in (*prepared.tasks, *kept_out)}
+        targets = [task.name for task in against if task.name in sampled]
+        result = fit(multitask, tokenizer, prepared.tasks, validation, config, folder, display, resume, kept_out, targets)
+
+        readables = {
+            task: list(readable(families[task], validation[task], predictions))
+            for task, predictions in result.evaluation.predictions.items()
+        }
+        readables = ranks.merged(readables, result.accelerator)
+        save_trunk_and_heads(multitask, tokenizer, folder.path)
+        save_adapter(multitask.backbone, folder.path / "adapter")
+        for task in suite:
+            folder.write_predictions(task.slug, readables[task.name])
+        progress = result.progress
+        shared = {
+            "arm": "train", "base": prepared.model, "labels": "all", "seed": config.seed, "split": "validation",
+            "examples": progress.examples, "updates": progress.updates, "seconds": round(progress.seconds, 1),
+            "digest": digest_of(identity),
+        }  # fmt: skip
+        there = {record["task"] for record in folder.results() if record["digest"] == digest_of(identity)}
+        for task_name, scores in result.scores.items():
+            if task_name not in there:
+                family = families[task_name]
+                own = {"task": task_name, "family": family.kind, "metric": family.metric, "score": scores[family.metric]}
+                folder.add_result({**own, "scores": scores, "rows": len(validation[task_name]), **shared})
+        write_card(folder.path, folder.path / "model", evidence=())
+    return Run(folder.path, result.scores, progress.updates, progress.examples, progress.seconds)
+
+
+@dataclass(frozen=True)
+class PreparedSuite:
+    """A suite as one tokenizer reads it: all that a run is a function of, before the first update."""
+
+    suite: Suite  # of the tasks that were found
+    config: Config
+    model: str  # hub name or folder of the weights
+    tokenizer: Tokenizer
+    opened: list[OpenTask]
+    protected: list[OpenTask]  # further ones whose evaluation rows must not be trained on
+    leaks: Leaks | None
+    stores: list[Store]
+    validation: dict[str, EncodedSplit]  # by task
+
+    @property
+    def families(self) -> dict[str, Family]:
+        return {one.task.name: one.family for one in self.opened}
+
+    @property
+    def tasks(self) -> list[TaskData]:
+        return [TaskData(one.task.name, one.family, store) for one, store in zip(self.opened, self.stores, strict=True)]
+
+    @property
+    def accounts(self) -> list[Account]:
+        """What became of the rows of every split."""
+        pairs = zip(self.stores, self.validation.values(), strict=True)
+        return [account for store, examples in pairs for account in (store.account, examples.account)]
+
+    def resolved(self) -> list[dict[str, Any]]:
+        """Every task as it was resolved, for suite.yaml."""
+        parts = zip(self.opened, self.stores, self.validation.values(), strict=True)
+        return [describe(one, store, (store.account, examples.account)) for one, store, examples in parts]
+
+    def identity(self) -> dict[str, Any]:
+        """What tells the run from others."""
+        stores = [(one.task.name, store.summary["digest"]) for one, store in zip(self.opened, self.stores, strict=True)]
+        return {"kind": "train", "model": self.model, "settings": self.config.digest(), "data": digest_of(stores)}
+
+    def build(self, start: str | Path, display: Display) -> MultiTask:
+        """The model before the first update; `start` is the model as it was named, as a run has heads, which go on where they
+        fit."""
+        backbone = load_backbone(self.model, self.config.model.attention_dropout, self.config.objective.spectral_norm)
+        if line := adapt(backbone, self.config.lora, self.config.seed):
+            display.say(line)
+        model = MultiTask(backbone, self.families, self.config.seed, self.config.objective.heads == "separate")
+        for task in self.suite:
+            load_head(model, task.name, Path(start))
+        return model
+
+
+def prepare_suite(
+    suite: Suite | str | Path,
+    model: str | Path,
+    config: Config | Mapping[str, Any] | None,
+    data_root: str | Path | None,
+    cache: str | Path | None,
+    against: Sequence[Task],
+    skip_missing: bool,
+    display: Display,
+) -> PreparedSuite:
+    """Open a suite's tasks, leave leaking rows out, and tokenize; arguments and errors as of `train`. Writes to the cache
+    alone."""
     suite = suite if isinstance(suite, Suite) else read_suite(suite)
     if not isinstance(config, Config):
         config = make_config({"mixture": dict(suite.mixture)}, config or {})
+    check_balancing(config.objective.balancing)
+    check_lora(config.lora)
+    check_trackers(config.train.track)
     for task in suite:
         if task.evaluation_only:
             raise InputError(f"task {task.name!r} is for evaluation only and must not be trained on; take it out of the suite")
@@ -478,51 +753,36 @@ def train(
     opened, leaks = leave_out(opened, protected, config.data.leaks, Path(cache) if cache else None, display)
     stores = prepare(opened, tokenizer, Path(cache) if cache else None, display)
     validation = {one.task.name: encode_split(one, "validation", tokenizer, config.train.evaluation_rows) for one in opened}
-    families = {one.task.name: one.family for one in opened}
-    accounts = [(store.account, examples.account) for store, examples in zip(stores, validation.values(), strict=True)]
+    return PreparedSuite(suite, config, name, tokenizer, opened, protected, leaks, stores, validation)
 
-    folder = RunFolder(out)
-    resolved = [describe(one, store, rows) for one, store, rows in zip(opened, stores, accounts, strict=True)]
-    identity = {
-        "kind": "train",
-        "model": name,
-        "settings": config.digest(),
-        "data": digest_of([(entry["name"], entry["store"]["digest"]) for entry in resolved]),
-    }
-    recorded = {record["task"]: record for record in folder.results() if record["digest"] == digest_of(identity)}
-    if resume and len(recorded) == len(suite):
-        display.say(f"{folder.path} is complete; nothing is left to do")
-        last, scores = next(iter(recorded.values())), {task: record["scores"] for task, record in recorded.items()}
-        return Run(folder.path, scores, last["updates"], last["examples"], last["seconds"])
-    folder.start(identity, config.to_yaml(), {"name": suite.name, "model": name, "tasks": resolved}, resume)
-    if leaks:
-        compared = {split_name(one, role): one.digest(role) for one, role in evaluation_splits((*opened, *protected))}
-        folder.write_leaks({**leaks.as_dict(), "left_out": config.data.leaks == "drop", "compared_with": compared})
-    write_quarantine(folder.path, chain.from_iterable(accounts))
-    report_cuts(resolved, chain.from_iterable(accounts), display)
 
-    backbone = load_backbone(name, config.model.attention_dropout, config.objective.spectral_norm)
-    multitask = MultiTask(backbone, families, config.seed)
-    for task in suite:  # an earlier run's heads go on where they fit
-        load_head(multitask, task.name, Path(model))
-    tasks = [TaskData(one.task.name, one.family, store) for one, store in zip(opened, stores, strict=True)]
-    result = fit(multitask, tokenizer, tasks, validation, config, folder, display, resume)
-
-    save_trunk_and_heads(multitask, tokenizer, folder.path)
-    for task in suite:
-        predictions = result.evaluation.predictions[task.name]
-        folder.write_predictions(task.slug, readable(families[task.name], validation[task.name], predictions))
-    progress = result.progress
-    shared = {
-        "arm": "train", "base": name, "labels": "all", "seed": config.seed, "split": "validation", "examples": progress.examples,
-        "updates": progress.updates, "seconds": round(progress.seconds, 1), "digest": digest_of(identity),
-    }  # fmt: skip
-    for task_name, scores in result.scores.items():
-        if task_name not in recorded:
-            family = families[task_name]
-            own = {"task": task_name, "family": family.kind, "metric": family.metric, "score": scores[family.metric]}
-            folder.add_result({**own, "scores": scores, "rows": len(validation[task_name]), **shared})
-    return Run(folder.path, result.scores, progress.updates, progress.examples, progress.seconds)
+def open_kept_out(
+    model: str,
+    against: Sequence[Task],
+    suite: Suite,
+    tokenizer: Tokenizer,
+    config: Config,
+    data_root: str | Path | None,
+    cache: str | Path | None,
+    display: Display,
+) -> list[TaskData]:
+    """The tasks that the model will be judged by as `fit` samples their gradients: some of their training rows, and no others.
+    Those of the suite are there already; one that has no training rows, or that the model cannot learn, is left out and named."""
+    found: list[TaskData] = []
+    for task in against if config.train.affinity_every else ():
+        if task.name in {one.name for one in suite}:
+            continue
+        try:
+            check_tasks([task], read_config(model), tokenizer, model)
+            one = open_task(task, data_root, KEPT_OUT_ROWS, config.data.bad_rows, cache)
+            if "train" not in one.roles:
+                raise InputError(f"task {task.name!r}: no train split")
+            (store,) = prepare([one], tokenizer, Path(cache) if cache else None, display)
+        except InputError as problem:
+            display.say(f"no affinities with {task.name}: {problem}")
+            continue
+        found.append(TaskData(task.name, one.family, store))
+    return found
 
 
 def model_tokenizer(name: str, tasks: Sequence[Task], settings: DataSettings) -> Tokenizer:
@@ -549,7 +809,7 @@ def prepare(
             raise InputError(f"task {one.task.name!r}: no train split; there are {', '.join(one.source.splits())}")
     total = sum(len(one.split("train")) for one in opened)
     with display.counting("rows prepared", total) as advance:
-        return [build_store(one, "train", tokenizer, cache, advance) for one in opened]
+        return build_stores(opened, "train", tokenizer, cache, advance)
 
 
 def describe(opened: OpenTask, store: Store, accounts: Iterable[Account]) -> dict[str, Any]:
@@ -558,6 +818,7 @@ def describe(opened: OpenTask, store: Store, accounts: Iterable[Account]) -> dic
     return {
         "name": task.name,
         "source": plain(opened.source.describe()),
+        **({"origin": where} if (where := origin(opened)) else {}),
         "splits": {role: opened.names.get(role, "held out of train") for role in opened.roles},
         opened.family.kind: opened.family.settings(),
         "tags": sorted(task.tags),

@@ -5,43 +5,135 @@ Results go to standard output, progress and messages to standard error.
 
 from __future__ import annotations
 
-import json
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from prefinetune.cli.shared import Cache, DataRoot, Json, Out, Resume, Seed, Settings, SkipMissing, emit, find_suite, show_table
+from prefinetune import launcher
+from prefinetune.cli.card import card
+from prefinetune.cli.env import env
+from prefinetune.cli.export import export
+from prefinetune.cli.predict import predict
+from prefinetune.cli.shared import (
+    Cache,
+    DataRoot,
+    DryRun,
+    Json,
+    Lora,
+    Out,
+    Resume,
+    Seed,
+    Settings,
+    SkipMissing,
+    SuiteName,
+    Track,
+    complete_recipes,
+    complete_settings,
+    complete_tasks,
+    console,
+    emit,
+    find_suite,
+    parse_arm,
+    parse_counts,
+    parse_labels,
+    parse_lora,
+    parse_rates,
+    parse_trackers,
+    show_table,
+    wants_json,
+)
+from prefinetune.cli.study import study_app
+from prefinetune.cli.suite import suite_app
 from prefinetune.cli.tasks import tasks_app
 from prefinetune.errors import InputError
+from prefinetune.notice import INTERRUPTED, Preempted
+from prefinetune.safety import visible, without_secrets
+
+if TYPE_CHECKING:
+    from prefinetune.compare import Start
+    from prefinetune.display import Display
+    from prefinetune.plan import RunPlan
+
+
+class Verbs(TyperGroup):
+    """All verbs. Their help has room for them alone; a command line that cannot be read is told with --json, too."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for one in self.params:
+            if one.name in ("install_completion", "show_completion"):  # the last line of the help names it
+                one.hidden = True  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if wants_json() and hasattr(error, "format_message"):  # one of Typer's own
+                emit({"error": error.format_message()})
+            raise
+
 
 app = typer.Typer(
     name="prefinetune",
+    cls=Verbs,
     help="Pre-finetuning: many labelled datasets in, a better language model out.",
+    epilog="So that your shell completes verbs, options, tasks and settings: prefinetune --install-completion",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(suite_app, name="suite")
+app.add_typer(study_app, name="study")
+
+
+def say_version(wanted: bool) -> None:
+    if wanted:
+        from prefinetune import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=say_version, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    """Pre-finetuning: many labelled datasets in, a better language model out."""
 
 
 @app.command()
 def train(
-    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue: glue/rte,nli,all,-generation.")],
+    suite: SuiteName,
     settings: Settings = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A hub name, a model folder, or a run to go on from.")] = "",
-    recipe: Annotated[str, typer.Option(help="Settings, and a model if none is given, by name: see `prefinetune recipes`.")] = "",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="Settings, and a model if none is given, by name: see `prefinetune recipes`.", autocompletion=complete_recipes
+        ),
+    ] = "",
     out: Out = Path("runs/train"),
-    against: Annotated[str, typer.Option(help="Tasks whose evaluation rows must not be trained on, as SUITE.")] = "",
+    against: Annotated[
+        str, typer.Option(help="Tasks whose evaluation rows must not be trained on, as SUITE.", autocompletion=complete_tasks)
+    ] = "",
+    lora: Lora = "",
+    track: Track = None,
     data_root: DataRoot = None,
     skip_missing: SkipMissing = False,
     cache: Cache = None,
     seed: Seed = 0,
     resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Pre-finetune a model on many tasks at once."""
@@ -53,14 +145,24 @@ def train(
     chosen = find_suite(suite)
     known = find_recipe(recipe) if recipe else None
     layers = ({"seed": seed}, known.config if known else {}, {"mixture": dict(chosen.mixture)})
-    config = make_config(*layers, overrides=settings or ())
+    config = make_config(*layers, overrides=[*parse_lora(lora), *parse_trackers(track), *(settings or ())])
     model = model or (known.model if known else "")
     if not model:
-        raise InputError("--model is missing: a hub name such as roberta-base, or a folder")
-    display = Display()
+        raise InputError(
+            "--model is missing: a hub name such as roberta-base, or a folder; or --recipe (`prefinetune recipes` lists them)"
+        )
+    display, others = Display(), find_suite(against).tasks if against else ()
+    if dry_run:
+        from prefinetune.plan import plan_train
+
+        plan = plan_train(
+            chosen, model, config=config, data_root=data_root, cache=cache, against=others, skip_missing=skip_missing,
+            display=display,
+        )  # fmt: skip
+        return show_plan(plan, display, as_json)
     done = run(
-        chosen, model, out, config=config, data_root=data_root, cache=cache, resume=resume,
-        against=find_suite(against).tasks if against else (), skip_missing=skip_missing, display=display,
+        chosen, model, out, config=config, data_root=data_root, cache=cache, resume=resume, against=others,
+        skip_missing=skip_missing, display=display,
     )  # fmt: skip
     display.scores(done.scores)
     display.say(f"{done.updates:,} updates, {done.examples:,} examples in {done.seconds:,.0f} s; the model is in {done.model}")
@@ -71,16 +173,21 @@ def train(
 
 @app.command()
 def finetune(
-    task: Annotated[str, typer.Argument(help="A file with one task, or the name of one in the catalogue.")],
+    task: Annotated[
+        str, typer.Argument(help="A file with one task, or the name of one in the catalogue.", autocompletion=complete_tasks)
+    ],
     settings: Settings = None,
     start: Annotated[str, typer.Option("--from", "-f", help="A run, a hub name or a model folder.")] = "",
     out: Out = Path("runs/finetune"),
     labels: Annotated[str | None, typer.Option(help="Use so many labelled examples (128), or that share of them (0.1).")] = None,
     new_head: Annotated[bool, typer.Option("--new-head", help="Do not keep the run's head for this task.")] = False,
+    lora: Lora = "",
+    track: Track = None,
     data_root: DataRoot = None,
     cache: Cache = None,
     seed: Seed = 0,
     resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune on one task; the result is a plain Transformers model."""
@@ -91,8 +198,17 @@ def finetune(
     if not start:
         raise InputError("--from is missing: a run, a hub name or a model folder")
     # Only what was said goes on: the rest of the schedule follows from the number of labels.
-    said = make_config({"seed": seed}, overrides=settings or ()).model_dump(exclude_unset=True)
+    overrides = [*parse_lora(lora), *parse_trackers(track), *(settings or ())]
+    said = make_config({"seed": seed}, overrides=overrides).model_dump(exclude_unset=True)
     display = Display()
+    if dry_run:
+        from prefinetune.plan import plan_finetune
+
+        plan = plan_finetune(
+            task, start, labels=parse_labels(labels), keep_head=not new_head, config=said, data_root=data_root, cache=cache,
+            display=display,
+        )  # fmt: skip
+        return show_plan(plan, display, as_json)
     done = run(
         task, start, out, labels=parse_labels(labels), keep_head=not new_head, config=said, data_root=data_root, cache=cache,
         resume=resume, display=display,
@@ -110,20 +226,32 @@ def finetune(
 def compare(
     tasks: Annotated[
         list[str],
-        typer.Argument(metavar="TASK... [SECTION.FIELD=VALUE]...", help="Files with one task each, or names; settings."),
+        typer.Argument(
+            metavar="TASK... [SECTION.FIELD=VALUE]...",
+            help="Files with one task each, or names; settings.",
+            autocompletion=lambda incomplete: [*complete_tasks(incomplete), *complete_settings(incomplete)],
+        ),
     ],
     start: Annotated[str, typer.Option("--from", "-f", help="The pre-finetuned run (or model) that is judged.")] = "",
     base: Annotated[str, typer.Option(help="What it is judged against; what the run started from, when left out.")] = "",
     arm: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=MODEL_OR_RUN", help="A control: one more starting point. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL_OR_RUN[:objective.FIELD=VALUE]",
+            help="A control: one more starting point. May be repeated. Its fine-tunings have the objective behind a colon, such "
+            "as objective.r3f=1.",
+        ),
     ] = None,
-    labels: Annotated[str, typer.Option(help="Numbers of labelled examples, with commas; all is all there are.")] = "32,128,all",
+    labels: Annotated[
+        str, typer.Option(help="Numbers of labelled examples (128) or shares (0.1), with commas; all is all there are.")
+    ] = "32,128,all",
     seeds: Annotated[int, typer.Option(help="Labelled subsets, orders and heads; an interval takes two.")] = 5,
     grid: Annotated[str, typer.Option(help="Learning rates to choose from, on the base arm's validation.")] = "1e-5,3e-5,1e-4",
     processes: Annotated[int, typer.Option(min=1, help="Fine-tunings side by side: for small models on many cores.")] = 1,
     out: Out = Path("runs/compare"),
     data_root: DataRoot = None,
     cache: Cache = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Did it help? Fine-tune from several starting points, with intervals. Finished parts are not run again."""
@@ -139,11 +267,19 @@ def compare(
         raise InputError("a task is missing: a file with one task, or the name of one in the catalogue")
     said = make_config(overrides=given).model_dump(exclude_unset=True)
     display = Display()
-    comparison = run(
-        found, start, out, base=base or None, arms=parse_arms(arm or ()), labels=parse_counts(labels), seeds=seeds,
-        grid=parse_rates(grid), config=said, data_root=data_root, cache=cache, processes=processes,
-        display=display,
-    )  # fmt: skip
+    alike: dict[str, Any] = {
+        "base": base or None, "arms": parse_arms(arm or ()), "labels": parse_counts(labels), "seeds": seeds,
+        "grid": parse_rates(grid), "config": said, "data_root": data_root, "cache": cache, "display": display,
+    }  # fmt: skip
+    if dry_run:
+        from prefinetune.plan import plan_compare
+
+        plan = plan_compare(found, start, out, **alike)
+        display.comparison_plan(plan)
+        if as_json:
+            emit(plan.as_dict())
+        return
+    comparison = run(found, start, out, processes=processes, **alike)
     display.say(f"the cells are in {out}; `prefinetune report {out} --open` draws them")
     display.comparison(comparison)
     if as_json:
@@ -155,12 +291,12 @@ def compare(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, comparisons, or folders that hold some.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Runs, comparisons, studies, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
     show_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Draw runs and comparisons on one page that needs no network."""
+    """Draw runs, comparisons and studies on one page that needs no network."""
     from prefinetune.report import write_report
 
     page = write_report(folders, out)
@@ -182,17 +318,30 @@ def runs(
     from dataclasses import asdict
 
     from prefinetune.report import list_runs
+    from prefinetune.report.runs import show_runs
 
+    if not folder.exists():
+        raise InputError(f"there is no folder {folder}; `prefinetune train SUITE --model MODEL --out {folder}/NAME` begins a run")
     lines = list_runs(folder)
     if as_json:
         emit([asdict(line) for line in lines])
         return
-    for line in lines:
-        score = f", {line.best}" if line.best else ""
-        print(f"{line.folder}  {line.kind}, {line.state}: {line.tasks} tasks, {line.done}{score}")
-        for text in (*line.problems, *([f"next: {line.next_command}"] if line.next_command else [])):
-            print(f"    {text}")
+    screen = console()
+    if screen.is_terminal:
+        show_runs(lines, screen)
+    else:
+        for line in lines:
+            score = f", {line.best}" if line.best else ""
+            print(visible(f"{line.folder}  {line.kind}, {line.state}: {line.tasks} tasks, {line.done}{score}"))
+            for text in (*line.problems, *([f"next: {line.next_command}"] if line.next_command else [])):
+                print(visible(f"    {text}"))
     print(f"{len(lines)} runs and comparisons", file=sys.stderr)
+
+
+# The help lists verbs in the order in which one needs them.
+app.command()(export)
+app.command()(predict)
+app.command()(card)
 
 
 @app.command()
@@ -214,16 +363,23 @@ def settings(as_json: Json = False) -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of suite files, by which editors complete and check them."""
+def schema(as_json: Json = False) -> None:
+    """Print the JSON Schema of suite files, by which editors complete and check them; with --json on one line."""
+    import json
+
     from prefinetune.schema import suite_schema
 
-    print(json.dumps(suite_schema(), indent=1, ensure_ascii=False))
+    if as_json:
+        emit(suite_schema())
+    else:
+        print(json.dumps(suite_schema(), indent=1))
 
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show its settings, and where each comes from.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show its settings, and where each comes from.", autocompletion=complete_recipes)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the recipes: a model and settings under one name."""
@@ -242,15 +398,22 @@ def recipes(
 
 @app.command()
 def demo(
-    out: Out = Path("demo-run"),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of its runs; demo-run, or demo-quick.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="All stages in a minute or two, to see that they work: the numbers say nothing.")
+    ] = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Pre-train, pre-finetune and compare a small model on tasks mined from the documentation of installed packages."""
-    from prefinetune.demo.run import run_demo
+    from prefinetune.demo.run import QUICK, WHOLE, run_demo
     from prefinetune.display import Display
 
-    result = run_demo(out, seed, Display())
+    try:
+        result = run_demo(out or Path("demo-quick" if quick else "demo-run"), seed, Display(), QUICK if quick else WHOLE)
+    except Preempted as notice:
+        notice.again = "the same command"
+        raise
     if as_json:
         emit(result)
 
@@ -258,59 +421,65 @@ def demo(
 # ---- values of options
 
 
-def parse_labels(text: str | None) -> int | float | None:
-    if text is None or text == "all":
-        return None
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        raise InputError(
-            f"--labels: {text!r} is not accepted; expected a number such as 128, a share such as 0.1, or all"
-        ) from None
+app.command()(env)
 
 
-def parse_counts(text: str) -> list[int | None]:
-    counts: list[int | None] = []
-    for part in text.split(","):
-        count = parse_labels(part.strip())
-        if isinstance(count, float):
-            raise InputError(f"--labels: {part.strip()!r} is not accepted; expected numbers such as 32,128 or all")
-        counts.append(count)
-    return counts
+def show_plan(plan: RunPlan, display: Display, as_json: bool) -> None:
+    """What a dry run came to."""
+    display.plan(plan)
+    if as_json:
+        emit(plan.as_dict())
 
 
-def parse_rates(text: str) -> list[float]:
-    try:
-        rates = [float(part) for part in text.split(",")]
-    except ValueError:
-        rates = []
-    if not rates or not all(0 < rate < 1 for rate in rates):
-        raise InputError(f"--grid: {text!r} is not accepted; expected learning rates such as 1e-5,3e-5,1e-4")
-    return rates
-
-
-def parse_arms(texts: Sequence[str]) -> dict[str, str]:
-    arms: dict[str, str] = {}
+def parse_arms(texts: Sequence[str]) -> dict[str, Start]:
+    arms: dict[str, Start] = {}
     for text in texts:
-        name, equals, start = text.partition("=")
-        if not (name and equals and start) or name in arms:
-            raise InputError(f"--arm: {text!r} is not accepted; expected NAME=MODEL_OR_RUN, each name once")
+        name, start = parse_arm(text)
+        if name in arms:
+            raise InputError(f"--arm: the name {name!r} is given twice; expected each once")
         arms[name] = start
     return arms
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a fault of ours (with its traceback), 2 the user's input, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, or saved when a cluster told us to stop, 1 a fault of ours (with its traceback),
+    2 the user's input, 130 interrupted, and what could be saved is."""
     # Threads that spin while they wait make a step many times slower as soon as anything else runs on the machine; threads that
     # never spin, a third slower when nothing does; a short spin costs 5 % then (measured with two). Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks is escaped
     try:
-        app(standalone_mode=True)
+        app()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, SystemExit) as stop:  # Typer turns the first into the second
-        code = stop.code if isinstance(stop, SystemExit) else 130
-        if code == 130:
-            print("interrupted; go on with --resume where a checkpoint was written", file=sys.stderr)
-        sys.exit(code)
+        refuse(str(error))
+    except Preempted as notice:
+        stop(str(notice), notice.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        refuse(f"{error.filename}: the name is too long")
+    except (KeyboardInterrupt, SystemExit) as ended:  # Typer turns the first into the second
+        if not isinstance(ended, SystemExit) or ended.code == INTERRUPTED:
+            stop(
+                "interrupted: what was finished stays, and the same command goes on (train and finetune with --resume)",
+                INTERRUPTED,
+            )
+        raise
+
+
+def refuse(message: str) -> NoReturn:
+    message = visible(without_secrets(message))
+    print(f"error: {message}", file=sys.stderr)
+    if wants_json():
+        emit({"error": message})
+    sys.exit(2)
+
+
+def stop(message: str, code: int) -> NoReturn:
+    if launcher.is_main():
+        print(visible(message), file=sys.stderr)
+    if wants_json():
+        emit({"stopped": message})
+    sys.exit(code)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefinetune.cli.shared import DataRoot, Json, SkipMissing, console, emit, find_suite, show_table
+from prefinetune.cli.shared import DataRoot, Json, SkipMissing, SuiteName, complete_tasks, console, emit, find_suite, show_table
 
 if TYPE_CHECKING:
     from prefinetune.task import Suite
@@ -21,7 +21,8 @@ tasks_app = typer.Typer(help="Our datasets and yours: what there is, what rows b
 @tasks_app.command("list")
 def list_tasks(
     patterns: Annotated[
-        list[str] | None, typer.Argument(help="Names (glue/*), families or tags to list; all when left out.")
+        list[str] | None,
+        typer.Argument(help="Names (glue/*), families or tags to list; all when left out.", autocompletion=complete_tasks),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +48,9 @@ def list_tasks(
 
 
 @tasks_app.command("show")
-def show_task(name: Annotated[str, typer.Argument(help="A task's name.")], as_json: Json = False) -> None:
+def show_task(
+    name: Annotated[str, typer.Argument(help="A task's name.", autocompletion=complete_tasks)], as_json: Json = False
+) -> None:
     """Show one record of the catalogue."""
     from prefinetune.catalog import catalog
 
@@ -81,7 +84,7 @@ def infer(
 
 @tasks_app.command("check")
 def check(
-    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue.")],
+    suite: SuiteName,
     model: Annotated[str, typer.Option("--model", "-m", help="Also whether this model can learn them, and what it cuts.")] = "",
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -103,7 +106,7 @@ def check(
 
 @tasks_app.command("preview")
 def preview(
-    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue.")],
+    suite: SuiteName,
     rows: Annotated[int, typer.Option(help="Rows of each task.")] = 2,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Also show tokens and their number, as this model reads them.")
@@ -126,7 +129,7 @@ def preview(
 
 @tasks_app.command("mirror")
 def mirror(
-    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue.")],
+    suite: SuiteName,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The mirror, for --data-root on machines without the hub.")],
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -148,7 +151,7 @@ def mirror(
 
 @tasks_app.command("leaks")
 def leaks(
-    suite: Annotated[str, typer.Argument(help="A suite file, or names and tags of the catalogue.")],
+    suite: SuiteName,
     against: Annotated[str, typer.Option(help="Further tasks whose evaluation rows must not be trained on.")] = "",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for leaks.json (also a drop list) and leaks.html.")

@@ -13,6 +13,7 @@ import inspect
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import sysconfig
 import warnings
@@ -120,6 +121,7 @@ def in_processes(work: Callable[[Item], Result], items: Sequence[Item]) -> Itera
 def set_work(work: Callable[[Any], Any]) -> None:
     global do_next
     do_next = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and leaves without what we make
 
 
 def do_work(item: Any) -> Any:

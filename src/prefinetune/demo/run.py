@@ -6,38 +6,39 @@ Every stage is a call of the public functions; nothing here is known to the rest
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefinetune.compare import compare
 from prefinetune.demo.mine import Mined, mine
 from prefinetune.display import Display, clock
 from prefinetune.families import Denoising
 from prefinetune.report import write_report
-from prefinetune.results import RunFolder, write
+from prefinetune.results import write
 from prefinetune.sources import Rows
 from prefinetune.task import Suite, Task
 from prefinetune.train import train
+from prefinetune.workers import Job, side_by_side
 
-LABELS, SEEDS, GRID = (32, 128), 3, (1e-3, 3e-3)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 VOCABULARY, LAYERS, WIDTH, HEADS, LENGTH = 8000, 2, 128, 2, 128
 FEW = 4  # tasks of the control that pre-finetunes on few
-REPORT_EVERY = 15.0  # seconds between lines about trainings that run side by side
 
 PRETRAINING: Mapping[str, Any] = {
     "optimizer": {"learning_rate": 2e-3, "warmup": 0.1},
     "mixture": {"sub_batches": 64, "sub_batch_size": 1},
-    "train": {"updates": 250, "checkpoint_every": None, "evaluation_rows": 300, "token_budget": 8192},
+    "train": {"checkpoint_every": None, "evaluation_rows": 300, "token_budget": 8192},
 }
 # Of pre-finetuning and of both controls.
-LONGER: Mapping[str, Any] = {"updates": 850, "checkpoint_every": None, "evaluation_rows": 100, "token_budget": 8192}
+LONGER: Mapping[str, Any] = {"checkpoint_every": None, "evaluation_rows": 100, "token_budget": 8192}
 # Natural sampling would spend most of these few updates on the largest tasks. Tasks and rates were chosen on validation rows of
 # the targets, the number of updates fitted to six minutes.
 PREFINETUNING: Mapping[str, Any] = {
@@ -60,6 +61,39 @@ FINETUNING: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Size:
+    """How much of everything a demo does: what makes it take minutes, or one.
+
+    Attributes:
+        pretraining, longer: updates of pre-training; of pre-finetuning and of both controls.
+        labels, seeds, grid: of the comparison.
+        texts: most of pre-training.
+        one_in: so many tasks to learn from, and that are kept out, one is taken.
+        told: what is said of the numbers.
+    """
+
+    pretraining: int = 250
+    longer: int = 850
+    labels: tuple[int, ...] = (32, 128)
+    seeds: int = 3
+    grid: tuple[float, ...] = (1e-3, 3e-3)
+    texts: int | None = None
+    one_in: int = 1
+    told: str = ""
+
+    def cut(self, mined: Mined) -> Mined:
+        """As much of what was mined."""
+        return Mined(mined.texts[: self.texts], mined.tasks[:: self.one_in], mined.targets[:: self.one_in])
+
+
+WHOLE = Size()
+QUICK = Size(
+    pretraining=20, longer=20, labels=(32,), seeds=2, grid=(3e-3,), texts=4000, one_in=4,
+    told="This was the quick demo: it shows that all stages work. Its numbers say nothing; those of `prefinetune demo` do.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Training:
     """One arm of the comparison: what it is trained on, and how."""
 
@@ -79,8 +113,8 @@ class Training:
         )  # fmt: skip
 
 
-def run_demo(out: Path, seed: int, display: Display) -> dict[str, Any]:
-    """Run all stages in `out`, and print the tables. A folder that holds a demo is gone on with.
+def run_demo(out: Path, seed: int, display: Display, size: Size = WHOLE) -> dict[str, Any]:
+    """Run all stages in `out`, and print the tables. A folder that holds a demo of that size is gone on with.
 
     Returns:
         The sentences that the numbers justify, and the seconds of each stage.
@@ -97,74 +131,54 @@ def run_demo(out: Path, seed: int, display: Display) -> dict[str, Any]:
         display.say(f"[{clock(mark - started)}] {number}/5 {text}")
 
     stage(1, "mining labelled tasks from the documentation of installed packages")
-    mined = mine(seed)
+    mined = size.cut(mine(seed))
     display.say(summary(mined))
     if not (out / "base" / "config.json").exists():
         new_model(out / "base", mined.texts, seed)
 
     texts = Suite("documentation", (raw_text(mined),))
     stage(2, f"pre-training {LAYERS} layers x {WIDTH} on {len(mined.texts):,} texts (masked words)", "mining")
-    pretraining = Training("pre-trained", texts, {**PRETRAINING, "seed": seed}, mined.targets)
+
+    def settings(of: Mapping[str, Any], updates: int) -> dict[str, Any]:
+        return {**of, "train": {**of["train"], "updates": updates}, "seed": seed}
+
+    pretraining = Training("pre-trained", texts, settings(PRETRAINING, size.pretraining), mined.targets)
     pretraining.run(out, out / "base", display)
 
     few = random.Random(f"{seed} few").sample([task for task in mined.tasks if not isinstance(task.family, Denoising)], FEW)
+    prefinetuning, further = settings(PREFINETUNING, size.longer), settings(FURTHER, size.longer)
     trainings = [
-        Training("pre-finetuned", Suite("documentation tasks", mined.tasks), {**PREFINETUNING, "seed": seed}, mined.targets),
-        Training("further training", texts, {**FURTHER, "seed": seed}, mined.targets),
-        Training(f"{FEW} tasks", Suite("few documentation tasks", tuple(few)), {**PREFINETUNING, "seed": seed}, mined.targets),
+        Training("pre-finetuned", Suite("documentation tasks", mined.tasks), prefinetuning, mined.targets),
+        Training("further training", texts, further, mined.targets),
+        Training(f"{FEW} tasks", Suite("few documentation tasks", tuple(few)), prefinetuning, mined.targets),
     ]
     names = ", ".join(task.name for task in few)
     stage(
         3,
-        f"{LONGER['updates']:,} updates each from there, side by side: on all tasks, on texts, on {FEW} tasks ({names})",
+        f"{size.longer:,} updates each from there, side by side: on all tasks, on texts, on {FEW} tasks ({names})",
         "pre-training",
     )
-    side_by_side(trainings, out, display)
+    jobs = [Job(one.name, out / one.slug, partial(one.run, out, out / "pre-trained")) for one in trainings]
+    for problem in side_by_side(jobs, len(jobs), display).values():
+        raise problem
 
     stage(4, f"learning {len(mined.targets)} tasks that were kept out, from few labels", "pre-finetuning and controls")
     comparison = compare(
         mined.targets, out / "pre-finetuned", out / "comparison", base=out / "pre-trained",
-        arms={training.name: out / training.slug for training in trainings[1:]}, labels=LABELS, seeds=SEEDS, grid=GRID,
-        tuning_seeds=1, config=FINETUNING, cache=out / "cache", processes=os.cpu_count() or 1, display=display,
+        arms={training.name: out / training.slug for training in trainings[1:]}, labels=size.labels, seeds=size.seeds,
+        grid=size.grid, tuning_seeds=1, config=FINETUNING, cache=out / "cache", processes=os.cpu_count() or 1, display=display,
     )  # fmt: skip
 
     stage(5, "drawing", "few labels")
     seconds["all"] = round(time.monotonic() - started, 1)
-    result = {"sentences": comparison.sentences(), "seconds": seconds, "seed": seed}
+    result = {"sentences": comparison.sentences(), "seconds": seconds, "seed": seed, "note": size.told}
     write(out / "demo.json", json.dumps(result, indent=1))
     page = write_report([out], out / "report.html")
     display.say(f"the page is {page}")
     display.comparison(comparison)
+    if size.told:
+        display.say(size.told)
     return result
-
-
-def side_by_side(trainings: Sequence[Training], out: Path, display: Display) -> None:
-    """Run trainings in processes of their own, with an equal share of the cores, and say now and then how far they are."""
-    threads = max(1, (os.cpu_count() or 1) // len(trainings))
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(trainings), spawn, initializer=use_threads, initargs=(threads,)) as pool:
-        waiting = {pool.submit(training.run, out, out / "pre-trained") for training in trainings}
-        while waiting:
-            done, waiting = wait(waiting, REPORT_EVERY, "FIRST_EXCEPTION")
-            for future in done:
-                future.result()
-            if waiting:
-                display.say("; ".join(f"{training.name}: {progress(out / training.slug)}" for training in trainings))
-
-
-def use_threads(count: int) -> None:
-    import torch
-
-    torch.set_num_threads(count)
-
-
-def progress(folder: Path) -> str:
-    metrics = RunFolder(folder).metrics()
-    if not metrics:
-        return "starting"
-    last = metrics[-1]
-    loss = "-" if last["loss"] is None else f"{last['loss']:.3f}"
-    return f"update {last['step']}, loss {loss}, {last['examples_per_second']:.0f} examples/s"
 
 
 def raw_text(mined: Mined) -> Task:
@@ -181,25 +195,11 @@ def new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
     sub-module tasks.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import AutoModel, ModernBertConfig, PreTrainedTokenizerFast
+    from transformers import AutoModel, ModernBertConfig
 
     from prefinetune.model import quiet
 
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    backend = Tokenizer(models.BPE())
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
-    )
-    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>", pad_token="<pad>",
-        unk_token="<unk>", mask_token="<mask>", model_max_length=LENGTH,
-    )  # fmt: skip
+    tokenizer = byte_pairs(texts, VOCABULARY, LENGTH)
     torch.manual_seed(seed)
     config = ModernBertConfig(
         vocab_size=len(tokenizer),
@@ -220,6 +220,26 @@ def new_model(folder: Path, texts: Sequence[str], seed: int) -> None:
     with quiet():
         AutoModel.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def byte_pairs(texts: Sequence[str], vocabulary: int, length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of lower-case byte pairs trained on texts, with RoBERTa's special tokens at RoBERTa's places."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>", pad_token="<pad>",
+        unk_token="<unk>", mask_token="<mask>", model_max_length=length,
+    )  # fmt: skip
 
 
 def summary(mined: Mined) -> str:

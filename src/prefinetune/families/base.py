@@ -88,7 +88,10 @@ class Segment:
     noised: Segment | None = None  # the same examples once more, in rows whose embeddings are noised (R3F)
 
     def to(self, device: torch.device | str) -> Segment:
-        tensors = {name: getattr(self, name).to(device) for name in ("rows", "sizes", "lengths", "targets", "weights")}
+        from prefinetune.ops import move
+
+        names = ("rows", "sizes", "lengths", "targets", "weights")
+        tensors: dict[str, Any] = {name: move(getattr(self, name), device) for name in names}
         return replace(self, **tensors, noised=self.noised and self.noised.to(device))
 
 
@@ -102,6 +105,7 @@ class Family:
     skip: tuple[Any, ...] = field(default=(), kw_only=True)
 
     kind: ClassVar[str] = ""  # the family's name in YAML, results and logs
+    hub_task: ClassVar[str] = ""  # what the Hugging Face hub calls such problems
     shared_head: ClassVar[bool] = False  # one head for the whole family (MUPPET 3.1: choice and span), or one per task
     metric: ClassVar[str] = "accuracy"  # the score by which a task is judged; higher is better
     head_kind: ClassVar[str] = ""  # what it reads off the states: a sentence, an option, a span, or language (see Backbone)
@@ -109,6 +113,10 @@ class Family:
     open_ended: ClassVar[bool] = False  # whether a text may well stand with other answers too
     label_words: ClassVar[str] = "labels"  # what `label_names` names, in words
     target_type: ClassVar[type] = np.int64  # of the arrays `stored_target` makes
+    draws: ClassVar[bool] = False  # whether `draw` changes what is stored
+    reads: ClassVar[tuple[str, ...]] = ("text", "pair")  # the names of those of its fields that the model reads
+    answer_type: ClassVar[Any] = str  # of what `reply` gives for a row: str, float or list[str]
+    probability_type: ClassVar[Any] = None  # how its probabilities are given: dict (by label) or list; None: it has none
 
     @property
     def reads_one_token(self) -> bool:
@@ -181,6 +189,20 @@ class Family:
         """Adapt one row. Raises FieldError naming the field, the value and what is accepted."""
         raise NotImplementedError
 
+    def texts(self, row: Mapping[str, Any]) -> tuple[tuple[str, str | None], ...]:
+        """What the model reads of a row; see Example. Raises FieldError."""
+        record: Any = self
+        pair = None if record.pair is None else read_text(row, record.pair)
+        return ((read_text(row, record.text), pair),)
+
+    def unanswered(self, row: Mapping[str, Any]) -> Example:
+        """Adapt a row that has no answer yet; the target is a stand-in. Raises FieldError."""
+        return Example(self.texts(row), 0)
+
+    def encode_unanswered(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Encoded]:
+        """Tokenize what `unanswered` gave, one for each."""
+        return self.encode(examples, tokenizer, for_training=False)
+
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, for_training: bool = True) -> list[Encoded]:
         """Tokenize; `source` is the index into `examples`. With `for_training` false, keep what scoring needs."""
         pairs = [pair for example in examples for pair in example.texts]
@@ -229,9 +251,9 @@ class Family:
 
     # ---- head, loss, scores
 
-    def head_key(self, task: str) -> str:
-        """Tasks with equal keys share a head."""
-        return self.kind if self.shared_head else f"{self.kind}/{task}"
+    def head_key(self, task: str, separate: bool = False) -> str:
+        """Tasks with equal keys share a head. With `separate`, families whose tasks share one have one per task."""
+        return self.kind if self.shared_head and not separate else f"{self.kind}/{task}"
 
     def head(self, backbone: Backbone) -> Head:
         """A new head: Transformers' own for this backbone and family."""
@@ -265,6 +287,32 @@ class Family:
     def readable(self, prediction: Any, example: Encoded) -> dict[str, Any]:
         """A prediction beside its reference, for eyes."""
         return {"prediction": prediction, "reference": example.target.tolist()}
+
+    def reply(self, head: Head, states: States, segment: Segment, tokenizer: Tokenizer) -> list[Any]:
+        """One per example, of `answer_type`: what someone is told who asks."""
+        return self.named(self.respond(head, states, segment, tokenizer), segment)
+
+    def named(self, predictions: Sequence[Any], segment: Segment) -> list[Any]:
+        """Predictions as answers, labels by their names."""
+        pairs = zip(predictions, segment.examples, strict=True)
+        return [self.readable(prediction, example)["prediction"] for prediction, example in pairs]
+
+    def choices(self, output: torch.Tensor, segment: Segment) -> list[np.ndarray]:
+        """Per example the logits [c, n] of its c choices among n outcomes, in float64: a softmax makes them probabilities. NaN
+        for a choice that the model was not asked. Only where there is a `probability_type`."""
+        raise NotImplementedError
+
+    def chosen(self, example: Encoded) -> np.ndarray:
+        """The true outcome of each of an example's choices [c]."""
+        return example.target
+
+    def named_probabilities(self, probabilities: np.ndarray) -> Any:
+        """Those of an example's choices [c, n], as `probability_type` says."""
+        raise NotImplementedError
+
+    def finished(self) -> Family:
+        """This family on a model that has been through `finish`."""
+        return self
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Encoded]) -> dict[str, float]:
         """Scores over a whole split, by metric name; the family's `metric` among them."""

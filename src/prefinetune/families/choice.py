@@ -45,11 +45,14 @@ class Choice(Family):
     keys: Field | None = None
 
     kind: ClassVar[str] = "choice"
+    hub_task: ClassVar[str] = "multiple-choice"
     shared_head: ClassVar[bool] = True
     metric: ClassVar[str] = "accuracy"
     head_kind: ClassVar[str] = "option"
     any_order: ClassVar[bool] = True
     label_words: ClassVar[str] = "place of the right option"
+    reads: ClassVar[tuple[str, ...]] = ("text", "options")
+    probability_type: ClassVar[Any] = list
 
     def __post_init__(self) -> None:
         check_fields(text=self.text, options=self.options, label=self.label)
@@ -61,7 +64,7 @@ class Choice(Family):
     def inputs(self) -> tuple[Field, ...]:
         return (*apart(self.text), self.options)
 
-    def example(self, row: Mapping[str, Any]) -> Example:
+    def texts(self, row: Mapping[str, Any]) -> tuple[tuple[str, str | None], ...]:
         if isinstance(self.options, tuple):
             options = [read_text(row, part) for part in self.options]
         else:
@@ -72,7 +75,16 @@ class Choice(Family):
         if len(options) < 2:
             raise FieldError(self.options, options, "at least two options")
         context = read_text(row, self.text)
-        return Example(tuple((context, option) for option in options), self._index(row, len(options)))
+        return tuple((context, option) for option in options)
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        texts = self.texts(row)
+        return Example(texts, self._index(row, len(texts)))
+
+    def unanswered(self, row: Mapping[str, Any]) -> Example:
+        """The reference is the options."""
+        texts = self.texts(row)
+        return Example(texts, 0, tuple(option for _, option in texts))
 
     def _index(self, row: Mapping[str, Any], num_options: int) -> int:
         value = read(row, self.label)
@@ -118,6 +130,18 @@ class Choice(Family):
 
     def readable(self, prediction: int, example: Encoded) -> dict[str, Any]:
         return {"prediction": prediction, "reference": int(example.target[0])}
+
+    def named(self, predictions: Sequence[int], segment: Segment) -> list[str]:
+        """The texts of the options chosen."""
+        return [example.reference[index] for index, example in zip(predictions, segment.examples, strict=True)]
+
+    def choices(self, output: torch.Tensor, segment: Segment) -> list[np.ndarray]:
+        pairs = zip(output.double().cpu().numpy(), segment.examples, strict=True)
+        return [logits[None, : len(example.sequences)] for logits, example in pairs]
+
+    def named_probabilities(self, probabilities: np.ndarray) -> list[float]:
+        """In the order of the options."""
+        return probabilities[0].tolist()
 
     def score(self, predictions: Sequence[int], examples: Sequence[Encoded]) -> dict[str, float]:
         from sklearn.metrics import accuracy_score

@@ -19,7 +19,6 @@ from prefinetune.families.base import (
     check_fields,
     is_right,
     read,
-    read_text,
 )
 from prefinetune.families.labels import check_labels, label_index, labels_in, listed_values
 
@@ -41,8 +40,10 @@ class Classification(Family):
     labels: tuple[str, ...] | None = None
 
     kind: ClassVar[str] = "classification"
+    hub_task: ClassVar[str] = "text-classification"
     metric: ClassVar[str] = "accuracy"
     head_kind: ClassVar[str] = "sentence"
+    probability_type: ClassVar[Any] = dict
 
     def __post_init__(self) -> None:
         check_fields(text=self.text, pair=self.pair, label=self.label)
@@ -72,10 +73,9 @@ class Classification(Family):
         return family
 
     def example(self, row: Mapping[str, Any]) -> Example:
-        pair = None if self.pair is None else read_text(row, self.pair)
         assert self.labels is not None, "freeze() comes before example()"
         target = label_index(read(row, self.label), self.labels, self.label)
-        return Example(((read_text(row, self.text), pair),), target)
+        return Example(self.texts(row), target)
 
     def name_target(self, example: Example) -> str:
         assert self.labels is not None
@@ -108,6 +108,13 @@ class Classification(Family):
     def readable(self, prediction: int, example: Encoded) -> dict[str, Any]:
         assert self.labels is not None
         return {"prediction": self.labels[prediction], "reference": self.labels[int(example.target[0])]}
+
+    def choices(self, output: torch.Tensor, segment: Segment) -> list[np.ndarray]:
+        return list(output.double().cpu().numpy()[:, None])
+
+    def named_probabilities(self, probabilities: np.ndarray) -> dict[str, float]:
+        assert self.labels is not None
+        return dict(zip(self.labels, probabilities[0].tolist(), strict=True))
 
     def score(self, predictions: Sequence[int], examples: Sequence[Encoded]) -> dict[str, float]:
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef

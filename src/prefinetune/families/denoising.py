@@ -25,6 +25,7 @@ from prefinetune.families.language import Language
 if TYPE_CHECKING:
     import torch
 
+    from prefinetune.model import Head, States
     from prefinetune.tokenizer import Tokenizer
 
 MASKED_RATE, INFILLED_RATE, SPAN_TOKENS = 0.15, 0.30, 3
@@ -40,7 +41,11 @@ class Denoising(Language):
     permute_sentences: bool = False
 
     kind: ClassVar[str] = "denoising"
+    hub_task: ClassVar[str] = "fill-mask"
     metric: ClassVar[str] = "accuracy"
+    draws: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+    answer_type: ClassVar[Any] = list[str]
 
     def __post_init__(self) -> None:
         check_fields(text=self.text)
@@ -65,7 +70,20 @@ class Denoising(Language):
         return apart(self.text)
 
     def example(self, row: Mapping[str, Any]) -> Example:
-        return Example(((read_text(row, self.text), None),), None)
+        return Example(self.texts(row), None)
+
+    def texts(self, row: Mapping[str, Any]) -> tuple[tuple[str, str | None], ...]:
+        return ((read_text(row, self.text), None),)
+
+    def encode_unanswered(self, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Encoded]:
+        """Texts as they are, their holes already in them: mask tokens or sentinels."""
+        encoded = []
+        for index, (ids, first, cut) in enumerate(tokenizer.pairs([example.texts[0] for example in examples])):
+            holes = np.flatnonzero(ids == tokenizer.mask_id)
+            output = None if tokenizer.decoder is None else np.zeros(0, dtype=np.int32)
+            target = np.concatenate([holes, np.zeros_like(holes)])
+            encoded.append(Encoded([ids], [first], target, source=index, truncated=int(cut), output=output))
+        return encoded
 
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, for_training: bool = True) -> list[Encoded]:
         nothing = np.zeros(0, dtype=np.int64)
@@ -132,6 +150,22 @@ class Denoising(Language):
             part for name, (start, length) in zip(names, spans, strict=True) for part in (name, text[start : start + length])
         ]
         return replace_spans(text, spans, names), np.concatenate(written)
+
+    def reply(self, head: Head, states: States, segment: Segment, tokenizer: Tokenizer) -> list[list[str]]:
+        """What belongs in a text's holes: for each mask its token, for each sentinel its span; of BART, the one text without
+        holes."""
+        if tokenizer.decoder is None:
+            words = tokenizer.texts(self.apply(head, states, segment).argmax(-1)[:, None])
+            owner = segment.targets[0].cpu().numpy()
+            return [[words[hole] for hole in np.flatnonzero(owner == at)] for at in range(len(segment.examples))]
+        from transformers import GenerationConfig
+
+        config = GenerationConfig(max_new_tokens=tokenizer.decoder.max_length, **tokenizer.generation_tokens())
+        written = head.generate(states, segment.rows, config).cpu().numpy()
+        if not tokenizer.decoder.writes_sentinels:
+            return [[text] for text in tokenizer.texts(written)]
+        spans = [np.split(ids, np.flatnonzero(np.isin(ids, tokenizer.sentinels)))[1:] for ids in written]
+        return [tokenizer.texts([span[1:] for span in mine]) for mine in spans]
 
     def predict(self, output: torch.Tensor, segment: Segment) -> list[tuple[int, int]]:
         """Per example: how many tokens it names rightly, and how many there were to name."""

@@ -46,6 +46,7 @@ class Generation(Language):
     decoding: Mapping[str, Any] | None = None
 
     kind: ClassVar[str] = "generation"
+    hub_task: ClassVar[str] = "text-generation"
     metric: ClassVar[str] = "rougeL"
 
     def __post_init__(self) -> None:
@@ -78,9 +79,15 @@ class Generation(Language):
         return (self.target,)
 
     def example(self, row: Mapping[str, Any]) -> Example:
-        pair = None if self.pair is None else read_text(row, self.pair)
         target = read_text(row, self.target)
-        return Example(((self.prefix + read_text(row, self.text), pair),), target, self._references(row) or (target,))
+        return Example(self.texts(row), target, self._references(row) or (target,))
+
+    def texts(self, row: Mapping[str, Any]) -> tuple[tuple[str, str | None], ...]:
+        ((text, pair),) = super().texts(row)
+        return ((self.prefix + text, pair),)
+
+    def unanswered(self, row: Mapping[str, Any]) -> Example:
+        return Example(self.texts(row), "", ())
 
     def _references(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         if self.references is None:

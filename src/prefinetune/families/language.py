@@ -28,7 +28,8 @@ class Language(Family):
     open_ended: ClassVar[bool] = True
     head_kind: ClassVar[str] = "language"
 
-    def head_key(self, task: str) -> str:
+    def head_key(self, task: str, separate: bool = False) -> str:
+        """One in any case: it is the model's own, its output layer mostly the trunk's embeddings."""
         return self.head_kind
 
     def head_identity(self) -> dict[str, Any]:

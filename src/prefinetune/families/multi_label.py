@@ -21,7 +21,6 @@ from prefinetune.families.base import (
     apart,
     check_fields,
     read,
-    read_text,
 )
 from prefinetune.families.labels import (
     check_labels,
@@ -56,9 +55,12 @@ class MultiLabel(Family):
     separator: str | None = None
 
     kind: ClassVar[str] = "multi-label"
+    hub_task: ClassVar[str] = "text-classification"
     metric: ClassVar[str] = "micro_f1"
     head_kind: ClassVar[str] = "sentence"
     target_type: ClassVar[type] = np.int8
+    answer_type: ClassVar[Any] = list[str]
+    probability_type: ClassVar[Any] = dict
 
     def __post_init__(self) -> None:
         check_fields(text=self.text, pair=self.pair, label=self.label)
@@ -108,13 +110,15 @@ class MultiLabel(Family):
         return value
 
     def example(self, row: Mapping[str, Any]) -> Example:
-        pair = None if self.pair is None else read_text(row, self.pair)
         assert self.labels is not None, "freeze() comes before example()"
         if isinstance(self.label, tuple):
             chosen = [index for index, column in enumerate(self.label) if is_set(read(row, column), column)]
         else:
             chosen = sorted({label_index(value, self.labels, self.label) for value in self._given(row)})
-        return Example(((read_text(row, self.text), pair),), tuple(chosen))
+        return Example(self.texts(row), tuple(chosen))
+
+    def unanswered(self, row: Mapping[str, Any]) -> Example:
+        return Example(self.texts(row), ())
 
     def stored_target(self, example: Example) -> np.ndarray:
         """[n] with 1 for the labels that the example has."""
@@ -167,6 +171,15 @@ class MultiLabel(Family):
     def readable(self, prediction: Sequence[int], example: Encoded) -> dict[str, Any]:
         gold = np.flatnonzero(example.target).tolist()
         return {"prediction": self._names(prediction), "reference": self._names(gold)}
+
+    def choices(self, output: torch.Tensor, segment: Segment) -> list[np.ndarray]:
+        """Each label is a choice between no and yes."""
+        logits = output.double().cpu().numpy()
+        return list(np.stack([np.zeros_like(logits), logits], axis=-1))
+
+    def named_probabilities(self, probabilities: np.ndarray) -> dict[str, float]:
+        assert self.labels is not None
+        return dict(zip(self.labels, probabilities[:, 1].tolist(), strict=True))
 
     def score(self, predictions: Sequence[Sequence[int]], examples: Sequence[Encoded]) -> dict[str, float]:
         from sklearn.metrics import accuracy_score, f1_score

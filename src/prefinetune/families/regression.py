@@ -24,7 +24,6 @@ from prefinetune.families.base import (
     apart,
     check_fields,
     read,
-    read_text,
 )
 from prefinetune.families.labels import listed_values
 
@@ -47,9 +46,11 @@ class Regression(Family):
     high: float | None = None
 
     kind: ClassVar[str] = "regression"
+    hub_task: ClassVar[str] = "text-classification"
     metric: ClassVar[str] = "pearson"
     head_kind: ClassVar[str] = "sentence"
     target_type: ClassVar[type] = np.float32
+    answer_type: ClassVar[Any] = float
 
     def __post_init__(self) -> None:
         check_fields(text=self.text, pair=self.pair, label=self.label)
@@ -95,8 +96,7 @@ class Regression(Family):
         assert self.high is not None
         if not self.low <= value <= self.high:
             raise FieldError(self.label, value, f"a number between {self.low} and {self.high}")
-        pair = None if self.pair is None else read_text(row, self.pair)
-        return Example(((read_text(row, self.text), pair),), (value - self.low) / (self.high - self.low))
+        return Example(self.texts(row), (value - self.low) / (self.high - self.low))
 
     def name_target(self, example: Example) -> float:
         assert self.low is not None
@@ -175,3 +175,6 @@ class Regression(Family):
             last.weight *= self.high - self.low
             last.bias.mul_(self.high - self.low).add_(self.low)
         model.config.problem_type = "regression"
+
+    def finished(self) -> Regression:
+        return replace(self, low=0.0, high=1.0)

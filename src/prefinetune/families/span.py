@@ -50,10 +50,12 @@ class Span(Family):
     answer_start: Field | None = None
 
     kind: ClassVar[str] = "span"
+    hub_task: ClassVar[str] = "question-answering"
     shared_head: ClassVar[bool] = True
     metric: ClassVar[str] = "f1"
     open_ended: ClassVar[bool] = True
     head_kind: ClassVar[str] = "span"
+    reads: ClassVar[tuple[str, ...]] = ("question", "context")
 
     def __post_init__(self) -> None:
         check_fields(question=self.question, context=self.context, answers=self.answers, answer=self.answer)
@@ -70,8 +72,16 @@ class Span(Family):
     def inputs(self) -> tuple[Field, ...]:
         return apart(self.question, self.context)
 
+    def texts(self, row: Mapping[str, Any]) -> tuple[tuple[str, str | None], ...]:
+        context = read_text(row, self.context)
+        return ((read_text(row, self.question), context),)
+
+    def unanswered(self, row: Mapping[str, Any]) -> Example:
+        return Example(self.texts(row), None, ())
+
     def example(self, row: Mapping[str, Any]) -> Example:
-        context, question = read_text(row, self.context), read_text(row, self.question)
+        ((question, context),) = self.texts(row)
+        assert context is not None
         found = self._answers(row, context)
         target = None
         for text, start in found:

@@ -59,10 +59,14 @@ class Tagging(Family):
     labels: tuple[str, ...] | None = None
 
     kind: ClassVar[str] = "tagging"
+    hub_task: ClassVar[str] = "token-classification"
     metric: ClassVar[str] = "f1"
     label_words: ClassVar[str] = "tags of words"
     head_kind: ClassVar[str] = "token"
     target_type: ClassVar[type] = np.int32
+    reads: ClassVar[tuple[str, ...]] = ("tokens",)
+    answer_type: ClassVar[Any] = list[str]
+    probability_type: ClassVar[Any] = list
 
     def __post_init__(self) -> None:
         check_fields(tokens=self.tokens, tags=self.tags)
@@ -106,14 +110,22 @@ class Tagging(Family):
     def example(self, row: Mapping[str, Any]) -> Example:
         """The reference is the words."""
         assert self.labels is not None, "freeze() comes before example()"
-        words = tuple(word_text(word, self.tokens) for word in self._parts(row, self.tokens, "words"))
+        words = self._words(row)
         tags = self._parts(row, self.tags, "tags")
-        if not any(word.strip() for word in words):
-            raise FieldError(self.tokens, read(row, self.tokens), "at least one word")
         if len(words) != len(tags):
             raise FieldError(self.tags, read(row, self.tags), f"{len(words)} tags, one for each word; there are {len(tags)}")
         target = tuple(label_index(tag, self.labels, self.tags) for tag in tags)
         return Example(((" ".join(words), None),), target, words)
+
+    def unanswered(self, row: Mapping[str, Any]) -> Example:
+        words = self._words(row)
+        return Example(((" ".join(words), None),), (0,) * len(words), words)
+
+    def _words(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        words = tuple(word_text(word, self.tokens) for word in self._parts(row, self.tokens, "words"))
+        if not any(word.strip() for word in words):
+            raise FieldError(self.tokens, read(row, self.tokens), "at least one word")
+        return words
 
     def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, for_training: bool = True) -> list[Encoded]:
         """Training takes what fits of a long text; evaluation reads all of it, in overlapping windows, and takes each word from
@@ -202,6 +214,25 @@ class Tagging(Family):
             found.append(self._names(tags))
         return found
 
+    def choices(self, output: torch.Tensor, segment: Segment) -> list[np.ndarray]:
+        """One per word."""
+        logits, at = output.double().cpu().numpy(), 0
+        found = []
+        for example in segment.examples:
+            there = example.target.reshape(3, -1)[1] >= 0
+            mine = np.full((len(there), logits.shape[1]), np.nan)
+            mine[there] = logits[at : at + there.sum()]
+            at += there.sum()
+            found.append(mine)
+        return found
+
+    def chosen(self, example: Encoded) -> np.ndarray:
+        return example.target.reshape(3, -1)[2]
+
+    def named_probabilities(self, probabilities: np.ndarray) -> list[float | None]:
+        """Of the tag that each word got; None for a word that the tokenizer drops."""
+        return [None if np.isnan(most) else float(most) for most in probabilities.max(axis=-1)]
+
     def _gold(self, example: Encoded) -> list[str]:
         return self._names(example.target.reshape(3, -1)[2])
 
@@ -209,13 +240,21 @@ class Tagging(Family):
         return {"tokens": list(example.reference), "prediction": list(prediction), "reference": self._gold(example)}
 
     def spans(self, tags: Sequence[str]) -> set[tuple[str, int, int]]:
-        """(type, first word, last word) of each span, in the way of seqeval (and conlleval): one that begins with an inside tag
-        counts, and a change of type begins another."""
-        from seqeval.metrics.sequence_labeling import get_entities
-
-        if all(label == OUTSIDE or CHUNK_TAG.fullmatch(label) for label in self.labels or ()):
-            return set(get_entities(list(tags)))
-        return {(tag, at, at) for at, tag in enumerate(tags) if tag != OUTSIDE}
+        """(type, first word, last word) of each span, as conlleval and seqeval count them: it goes on while inside and end tags
+        of its type follow, but not after the tag of an end; one that begins with an inside tag counts. Tags that are not those of
+        beginnings and insides are a span per word."""
+        if not all(label == OUTSIDE or CHUNK_TAG.fullmatch(label) for label in self.labels or ()):
+            return {(tag, at, at) for at, tag in enumerate(tags) if tag != OUTSIDE}
+        found: list[tuple[str, int, int]] = []
+        before = OUTSIDE
+        for at, tag in enumerate(tags):
+            type_ = tag[2:]
+            if tag[0] in "IE" and before[0] in "BI" and before[2:] == type_:
+                found[-1] = (type_, found[-1][1], at)
+            elif tag != OUTSIDE:
+                found.append((type_, at, at))
+            before = tag
+        return set(found)
 
     def score(self, predictions: Sequence[Sequence[str]], examples: Sequence[Encoded]) -> dict[str, float]:
         """Micro F1, precision and recall of spans, and the share of words with the right tag."""

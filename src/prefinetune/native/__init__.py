@@ -70,13 +70,7 @@ def built() -> Path:
         OSError: no compiler, the cache cannot be written, or what was made cannot be loaded.
         subprocess.SubprocessError: the compiler failed.
     """
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
-        raise OSError(f"there is no C++ compiler {os.environ.get('CXX') or 'g++'!r}")
-    flags = CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ())
-    command = [compiler, *FLAGS, *flags, str(SOURCE), *openmp()]
-    key = [SOURCE.read_text(), *command, sys.platform, platform.machine()]
-    folder = cache_folder() / "native" / blake2b("\0".join(key).encode(), digest_size=8).hexdigest()
+    command, folder = recipe()
     if not (folder / "manifest.json").exists():
         with building(folder) as made:
             command += ["-o", str(made / "kernels.so")]
@@ -84,6 +78,21 @@ def built() -> Path:
             ctypes.CDLL(str(made / "kernels.so"))  # what cannot be loaded is not kept
             (made / "manifest.json").write_text(json.dumps(command))
     return folder / "kernels.so"
+
+
+def recipe() -> tuple[list[str], Path]:
+    """The compiler's command on this machine, but for where its output goes, and the folder of the cache that keeps it.
+
+    Raises:
+        OSError: there is no compiler.
+    """
+    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    if compiler is None:
+        raise OSError(f"there is no C++ compiler {os.environ.get('CXX') or 'g++'!r}")
+    flags = CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ())
+    command = [compiler, *FLAGS, *flags, str(SOURCE), *openmp()]
+    key = [SOURCE.read_text(), *command, sys.platform, platform.machine()]
+    return command, cache_folder() / "native" / blake2b("\0".join(key).encode(), digest_size=8).hexdigest()
 
 
 def openmp() -> list[str]:

@@ -1,7 +1,8 @@
 """What the charts show, as plain dictionaries in Plotly's terms; page.js filters, colours and draws them.
 
-A chart is of one of three kinds. "rows": a row per task, of which the reader sees those that match the filter, in `views` by
-label count and control. "lines": a line per task over time, some in colour and the others grey. "plain": as it stands.
+A chart is of one of four kinds. "rows": a row per task, of which the reader sees those that match the filter, or per entry of its
+`names`. "lines": a line per task over time, some in colour and the others grey. "map": tasks against tasks, in colours. "plain":
+as it stands. What depends on the label count and the control chosen is in `views`, by their numbers in the selectors.
 Tasks are numbers in the page's list of tasks. A colour such as "--gain" is a variable of page.css: charts follow light and dark.
 """
 
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from prefinetune.evidence import Comparison, Effect, Line
+from prefinetune.evidence import Comparison, Line
 from prefinetune.report.read import Run
+from prefinetune.statistics import Effect
+from prefinetune.study_results import StudyResults
 
 MOST_ROWS = 36  # as many as fit on a printed page
 MOST_LINES = 8  # as many as can be told apart
@@ -41,8 +44,8 @@ class TaskList:
 class Views:
     """Which (label count, control) a reader can choose; a view's key is the two numbers page.js builds from the selectors."""
 
-    def __init__(self, comparisons: Iterable[Comparison]) -> None:
-        self.labels: list[str] = []
+    def __init__(self, comparisons: Iterable[Comparison], studies: Iterable[StudyResults] = ()) -> None:
+        self.labels = list(dict.fromkeys(at for study in studies for at in study.labels))
         self.controls: list[str] = []
         for comparison in comparisons:
             shown = {control for line in comparison.lines for control in line.effects}
@@ -102,56 +105,65 @@ def gain_chart(comparison: Comparison, views: Views, tasks: TaskList) -> dict[st
     found = {}
     for at, control in views.of(comparison):
         pairs = by_gain(comparison, at, control)
-        rows: list[tuple[int | str, str, Effect]] = [
-            (tasks.number(line.task, line.family), line.task, effect) for line, effect in pairs
+        rows: list[EffectRow] = [
+            (tasks.number(line.task, line.family), line.task, effect, [(each, "one seed") for each in effect.differences])
+            for line, effect in pairs
         ]
         if mean := mean_gain(comparison, at, control):
-            rows.insert(0, ("mean", f"mean over {len(pairs)} targets", mean))
-        dots: dict[str, Any] = {"type": "scatter", "mode": "markers", "x": [], "y": [], "hovertext": [], "hoverinfo": "text"}
-        for number, name, effect in rows:
-            if number != "mean":  # its differences are the targets' gains, which have rows of their own
-                dots["x"] += rounded(effect.differences)
-                dots["y"] += [number] * len(effect.differences)
-                dots["hovertext"] += [f"{plotly_text(name)}<br>one seed: {each:+.3f}" for each in effect.differences]
-        dots["marker"] = {"symbol": "circle", "size": 5, "color": "--dot"}
-        traces = [dots]
-        for index, (words, symbol, _, colour) in enumerate(GROUPS):
-            mine = [row for row in rows if group_of(row[2]) == index]
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "x": rounded(effect.mean for _, _, effect in mine),
-                    "y": [number for number, _, _ in mine],
-                    "hovertext": [f"{plotly_text(name)}<br>{words}: {effect_words(effect)}" for _, name, effect in mine],
-                    "hoverinfo": "text",
-                    "marker": {"symbol": symbol, "size": 10, "color": colour, "line": {"color": colour, "width": 1.5}},
-                    "error_x": {
-                        "type": "data",
-                        "symmetric": False,
-                        "array": rounded((e.mean if e.high is None else e.high) - e.mean for _, _, e in mine),
-                        "arrayminus": rounded(e.mean - (e.mean if e.low is None else e.low) for _, _, e in mine),
-                        "color": colour,
-                        "thickness": 1.5,
-                        "width": 0,
-                    },
-                }
-            )
+            rows.insert(0, ("mean", f"mean over {len(pairs)} targets", mean, []))  # the targets' gains have rows of their own
         found[views.key(at, control)] = {
-            "order": [number for number, _, _ in rows if number != "mean"],
+            "order": [row[0] for row in rows if row[0] != "mean"],
             "mean": rows[0][1] if rows and rows[0][0] == "mean" else None,
             "words": f"{comparison.treated} minus {control}, with {labels_words(at)}.",
-            "traces": traces,
+            "traces": effect_traces(rows),
             "layout": {"xaxis": {"zeroline": True, "tickformat": ".3~f", "nticks": 7}, "hovermode": "closest"},
         }
     return {"kind": "rows", "views": found, "most": MOST_ROWS, "ends": True}
 
 
+# A row of a chart of effects: its number (or "mean"), its name, its effect, and single values with what each is.
+EffectRow = tuple[int | str, str, Effect, Sequence[tuple[float, str]]]
+
+
+def effect_traces(rows: Sequence[EffectRow]) -> list[dict[str, Any]]:
+    """Per row a triangle with its interval, and a dot per single value; first the dots, then a trace per kind of effect."""
+    dots: dict[str, Any] = {"type": "scatter", "mode": "markers", "x": [], "y": [], "hovertext": [], "hoverinfo": "text"}
+    for number, name, _, values in rows:
+        dots["x"] += rounded(value for value, _ in values)
+        dots["y"] += [number] * len(values)
+        dots["hovertext"] += [f"{plotly_text(name)}<br>{plotly_text(what)}: {value:+z.3f}" for value, what in values]
+    dots["marker"] = {"symbol": "circle", "size": 5, "color": "--dot"}
+    traces = [dots]
+    for index, (words, symbol, _, colour) in enumerate(GROUPS):
+        mine = [row for row in rows if group_of(row[2]) == index]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": rounded(effect.mean for _, _, effect, _ in mine),
+                "y": [number for number, _, _, _ in mine],
+                "hovertext": [f"{plotly_text(name)}<br>{words}: {effect_words(effect)}" for _, name, effect, _ in mine],
+                "hoverinfo": "text",
+                "marker": {"symbol": symbol, "size": 10, "color": colour, "line": {"color": colour, "width": 1.5}},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": rounded((e.mean if e.high is None else e.high) - e.mean for _, _, e, _ in mine),
+                    "arrayminus": rounded(e.mean - (e.mean if e.low is None else e.low) for _, _, e, _ in mine),
+                    "color": colour,
+                    "thickness": 1.5,
+                    "width": 0,
+                },
+            }
+        )
+    return traces
+
+
 def effect_words(effect: Effect) -> str:
     if effect.low is None or effect.high is None or effect.probability is None:
-        return f"{effect.mean:+.3f}, no interval"
+        return f"{effect.mean:+z.3f}, no interval"
     return (
-        f"{effect.mean:+.3f} (95 % interval {effect.low:+.3f} to {effect.high:+.3f})"
+        f"{effect.mean:+z.3f} (95 % interval {effect.low:+z.3f} to {effect.high:+z.3f})"
         f"<br>probability of help {effect.probability:.0%}"
     )
 

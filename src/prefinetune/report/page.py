@@ -3,9 +3,8 @@ how it looks and page.js what its filters do; all of it, Plotly too, is inside t
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from prefinetune.report.charts import (
     arm_sign,
     by_gain,
     gain_chart,
-    group_of,
     labels_words,
     loss_chart,
     loss_lines,
@@ -31,11 +29,27 @@ from prefinetune.report.charts import (
 )
 from prefinetune.report.document import document, resource
 from prefinetune.report.markup import Markup, embedded, listed, markup, printable, tag
-from prefinetune.report.read import Compared, Found, Run, default_settings, flat, read_folders, starts
+from prefinetune.report.parts import (
+    counted,
+    effect_cells,
+    fixed,
+    heading,
+    merged,
+    moment,
+    names,
+    number,
+    selector,
+    short,
+    shown_line,
+    side_by_side,
+    table,
+    task_cell,
+)
+from prefinetune.report.read import Compared, Found, Run, Studied, default_settings, flat, read_folders, starts
+from prefinetune.report.studies import AFFINITY, affinity_parts, study_sections
 from prefinetune.results import now, write
 
 MOST_PANELS = 11  # small multiples shown before the reader asks for all: with their mean, full rows of two, three or four
-MOST_NAMES = 12  # in a sentence
 
 TERMS = (
     (
@@ -90,7 +104,7 @@ class Page:
     def __init__(self, found: Found) -> None:
         self.found = found
         self.tasks = TaskList()
-        self.views = Views(compared.comparison for compared in found.comparisons)
+        self.views = Views((one.comparison for one in found.comparisons), (one.results for one in found.studies))
         self.charts: dict[str, dict[str, Any]] = {}
         self.contents: list[tuple[str, str]] = []  # (anchor, title) of every section
 
@@ -101,13 +115,14 @@ class Page:
         contents = tag(
             "nav", listed(tag("a", words, href=f"#{anchor}") for anchor, words in self.contents), aria_label="contents"
         )
-        title = "Did pre-finetuning help?" if self.found.comparisons else "Pre-finetuning runs"
+        title = "Did pre-finetuning help?" if self.found.comparisons or self.found.studies else "Pre-finetuning runs"
         data = {"tasks": self.tasks.entries, "charts": self.charts}
         return document(
             title,
+            tag("a", "Skip to the results", href="#results", class_="skip"),
             tag("header", self.masthead(title), self.opening(), contents),
             self.tools(),
-            tag("main", body),
+            tag("main", body, id="results", tabindex=-1),
             tag("footer", tag("p", "Written by prefinetune. This file needs no network.")),
             tag("script", embedded(data), type="application/json", id="data"),
             tag("script", Markup(get_plotlyjs())),
@@ -117,19 +132,26 @@ class Page:
     # ---- the top
 
     def masthead(self, title: str) -> Markup:
-        kinds = Counter({"comparison": len(self.found.comparisons)}) + Counter(run.kind for run in self.found.runs)
+        kinds = Counter({"study": len(self.found.studies), "comparison": len(self.found.comparisons)})
+        kinds = +kinds + Counter(run.kind for run in self.found.runs)
         words = {
+            "study": "study",
             "comparison": "comparison",
             "train": "pre-finetuning or pre-training run",
             "finetune": "fine-tuning",
             "unknown": "folder that is damaged",
         }
-        counted = [f"{count} {words.get(kind, 'run')}{'s' if count > 1 else ''}" for kind, count in kinds.items()]
+        plural = {"study": "studies"}
+        counted = [
+            f"{count} {plural.get(kind, words.get(kind, 'run') + 's') if count > 1 else words.get(kind, 'run')}"
+            for kind, count in kinds.items()
+        ]
         return markup(tag("h1", title), tag("p", ", ".join(counted), f" · {moment(now())}", class_="about"))
 
     def opening(self) -> Markup:
         """What the numbers justify, in sentences, before anything else."""
-        parts = [self.verdict(compared) for compared in self.found.comparisons]
+        parts = [self.study_verdict(studied) for studied in self.found.studies]
+        parts += [self.verdict(compared) for compared in self.found.comparisons]
         if not parts:
             parts.append(
                 tag(
@@ -163,6 +185,22 @@ class Page:
         parts.append(tag("p", ONE_CHECKPOINT, class_="caveat"))
         return tag("div", parts, class_="verdict")
 
+    def study_verdict(self, studied: Studied) -> Markup:
+        """What a study justifies, harm first, and at once what it lacks."""
+        study = studied.results
+        parts: list[Any] = [tag("p", f"Study of {study.kind} · {studied.name}", class_="kicker")]
+        sentences = study.sentences() or ["No group of this study can be compared yet, so nothing can be said."]
+        parts += [tag("p", sentence, class_="said") for sentence in sentences]
+        if study.missing:
+            words = f"Not everything was run: {len(study.missing)} line{'s' * (len(study.missing) > 1)} in "
+            parts.append(tag("p", words, tag("a", "what was left out", href=f"#{self.study_place(studied)}-missing"), ".",
+                             class_="notice"))  # fmt: skip
+        return tag("div", parts, class_="verdict")
+
+    def study_place(self, studied: Studied) -> str:
+        """The study's anchor on the page."""
+        return f"study-{self.found.studies.index(studied)}"
+
     def place(self, compared: Compared) -> str:
         """The comparison's anchor on the page."""
         return f"comparison-{self.found.comparisons.index(compared)}"
@@ -178,17 +216,16 @@ class Page:
                 tag("input", type="search", id="filter", placeholder="name or family", autocomplete="off")),
         ]  # fmt: skip
         if self.views.labels:
-            parts += [
-                selector("labels", "Labels", self.views.labels),
-                selector("control", "Compared with", self.views.controls),
-            ]
+            parts.append(selector("labels", "Labels", self.views.labels))
+        if self.views.controls:
+            parts.append(selector("control", "Compared with", self.views.controls))
         parts.append(tag("button", "Dark", type="button", id="theme", title="light or dark"))
         return tag("div", tag("div", parts), class_="tools", role="search")
 
     # ---- the sections
 
     def body(self) -> Markup:
-        parts: list[Any] = []
+        parts: list[Any] = [study_sections(self, studied) for studied in self.found.studies]
         for index, compared in enumerate(self.found.comparisons):
             if compared.comparison.lines:
                 parts.append(self.targets(compared))
@@ -242,7 +279,7 @@ class Page:
             "thead",
             tag(
                 "tr",
-                heading("Target"), heading("Gain"), heading("95 % interval", right=True),
+                heading("Target"), tag("th", "Gain", scope="col", class_="gained number"), heading("95 % interval", right=True),
                 heading("Probability of help", right=True), heading("Smallest detectable effect", right=True),
                 [heading(arm, right=True) for arm in arms], heading("Majority", right=True),
             ),
@@ -390,6 +427,8 @@ class Page:
         parts += [tag("h3", "Throughput and padding"),
                   tag("p", "How fast the run went and how much of what was computed was filling: means between logged updates."),
                   tag("div", speed, class_="panels")]  # fmt: skip
+        if affinity := affinity_parts(self, run):
+            parts += [tag("h3", AFFINITY), *affinity]
         parts += [tag("h3", "Tasks, highest last loss first"), self.task_table(run, lines)]
         return self.section(title, parts)
 
@@ -533,49 +572,7 @@ class Page:
         return self.section("Time per stage", parts)
 
 
-# ---- parts of a page
-
-
-def heading(words: str, right: bool = False) -> Markup:
-    return tag("th", words, scope="col", class_="number" if right else None)
-
-
-def task_cell(name: str, below: str) -> Markup:
-    """A row's first cell. A long name may break after the signs that join its parts."""
-    parts = [markup(part, Markup("<wbr>")) for part in re.split(r"(?<=[/_.:])", name)]
-    return tag("th", parts, tag("small", below), scope="row")
-
-
-def number(*parts: Any) -> Markup:
-    return tag("td", *parts, class_="number")
-
-
-def table(head: Markup, bodies: Iterable[Markup]) -> Markup:
-    """A table in a box of its own, which scrolls where the page must not; the tab key reaches it, so that no mouse is needed."""
-    return tag("div", tag("table", head, *bodies), class_="box", tabindex=0, role="group")
-
-
-def selector(name: str, words: str, options: Sequence[str]) -> Markup:
-    chosen = [tag("option", option, value=index) for index, option in enumerate(options)]
-    return tag("label", tag("span", words), tag("select", chosen, id=name))
-
-
-def shown_line() -> Markup:
-    return tag("p", tag("span"), " ", tag("button", "Show all", type="button", hidden=True), class_="shown", aria_live="polite")
-
-
-def effect_cells(effect: Effect, seeds: bool = True) -> Markup:
-    """The gain in figures and in words; its interval over every seed's gain; its probability; the smallest detectable effect."""
-    group = GROUPS[group_of(effect)]
-    sign, kind = ("=", None) if effect.mean == 0 else (group[2], "loss" if effect.mean < 0 else "gain")
-    words = "no change" if kind is None else f"clear {kind}" if effect.verdict != "unclear" else f"{kind}, not clear"
-    by_seed = tag("small", " ".join(short(each, "+") for each in effect.differences)) if seeds else None
-    low, high = effect.low, effect.high
-    return markup(
-        tag("td", tag("b", f"{sign} {effect.mean:+.3f}", class_=kind), tag("small", words), class_="gained"),
-        number("no interval" if low is None or high is None else f"{low:+.3f} to {high:+.3f}", by_seed),
-        number("" if effect.probability is None else f"{effect.probability:.0%}"), number(fixed(effect.detectable)),
-    )  # fmt: skip
+# ---- cells and sentences
 
 
 def arm_cell(scores: Sequence[float]) -> Markup:
@@ -591,60 +588,6 @@ def mean_of_arm(lines: Sequence[Line], arm: str) -> Markup:
     if not all(arm in line.scores for line in lines):
         return tag("td")
     return number(f"{sum(line.mean(arm) for line in lines) / len(lines):.3f}")
-
-
-def merged(columns: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
-    """Columns with equal values under one name."""
-    found: list[tuple[list[str], dict[str, Any]]] = []
-    for name, values in columns:
-        same = [names_ for names_, known in found if known == values]
-        if same:
-            same[0].append(name)
-        elif values:
-            found.append(([name], values))
-    return [(names(named, 3), values) for named, values in found]
-
-
-def side_by_side(keys: Sequence[str], columns: Sequence[tuple[str, Mapping[str, Any]]], against_first: bool = False) -> Markup:
-    """A table with a row per key and a column per mapping; bold, on request, is what differs from the first column."""
-    head = tag("thead", tag("tr", heading("Name"), [heading(name) for name, _ in columns]))
-    rows = []
-    for key in keys:
-        cells = []
-        for index, (_, values) in enumerate(columns):
-            value = shown_value(values[key]) if key in values else ""
-            changed = against_first and index and key in values and values[key] != columns[0][1].get(key)
-            cells.append(tag("td", tag("b", value) if changed else value))
-        rows.append(tag("tr", tag("th", key, scope="row", class_="code"), cells))
-    return table(head, [tag("tbody", rows)])
-
-
-def shown_value(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(shown_value(part) for part in value)
-    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d.*", value):
-        return moment(value)
-    return "none" if value is None else str(value)
-
-
-def moment(text: str) -> str:
-    """2026-11-24T02:05:14+00:00 as people read it."""
-    return text[:16].replace("T", " ") + (" UTC" if text.endswith("+00:00") else text[19:])
-
-
-def fixed(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def short(value: float, sign: str = "") -> str:
-    """A number below 1 without its zero, as it stands where many are side by side."""
-    return re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}.3f}")
-
-
-def names(items: Sequence[str], most: int = MOST_NAMES) -> str:
-    """Names in a sentence; of many the first, and how many others there are."""
-    shown = list(items[:most])
-    return ", ".join(shown) + (f" and {len(items) - most:,} others" if len(items) > most else "")
 
 
 def run_words(run: Run) -> str:
@@ -679,7 +622,3 @@ def missing_words(comparison: Comparison) -> list[str]:
         said = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         sentences.append(f"With {labels_words(at)}, arm {arm} {wrong} {counted(list(by_task))} ({said}).")
     return sentences + list(plan.get("left_out", ()))
-
-
-def counted(tasks: Sequence[str]) -> str:
-    return f"1 task: {tasks[0]}" if len(tasks) == 1 else f"{len(tasks)} tasks: {names(tasks)}"

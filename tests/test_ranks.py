@@ -1,0 +1,230 @@
+"""One process or several: the same losses, the same weights, and the same files."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+import processes
+from prefinetune import ranks
+from prefinetune.errors import InputError
+from prefinetune.results import RunFolder
+
+R3F = {"objective": {"r3f": 1.0, "noise": 0.1, "r3f_share": 0.5}}
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    places = [*out.glob("model/*.safetensors"), *out.glob("heads/*/*.safetensors")]
+    return {f"{place.relative_to(out)}:{name}": value for place in sorted(places) for name, value in load_file(place).items()}
+
+
+def losses(out: Path) -> list[tuple[float, ...]]:
+    return [(line["loss"], line.get("divergence", 0.0), line["grad_norm"]) for line in RunFolder(out).metrics()]
+
+
+def counts(out: Path) -> list[dict]:
+    names = ("step", "examples", "tokens", "examples_by_task", "tokens_by_task", "skipped", "lr")
+    return [{name: line[name] for name in names} for line in RunFolder(out).metrics()]
+
+
+def assert_same(one: Path, other: Path, tolerance: float = 1e-5) -> None:
+    np.testing.assert_allclose(losses(one), losses(other), rtol=tolerance)
+    assert counts(one) == counts(other)
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=0, atol=10 * tolerance)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model, folder) -> Path:
+    """50 updates on one process, R3F on; the last update of an epoch is smaller than the others."""
+    out = folder / "alone"
+    settings = processes.merged(R3F, {"train": {"updates": 50, "checkpoint_every": 25}})
+    processes.run_job(processes.script(folder, tiny_model, out, settings), 1)
+    return out
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_compute_what_one_does(alone, tiny_model, folder, count):
+    out = folder / f"on-{count}"
+    settings = processes.merged(R3F, {"train": {"updates": 50, "checkpoint_every": 25}})
+    processes.run_job(processes.script(folder, tiny_model, out, settings), count)
+    assert_same(alone, out)
+    for one, other in zip(RunFolder(alone).results(), RunFolder(out).results(), strict=True):
+        assert one["task"] == other["task"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+    names = [{str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} for run in (alone, out)]
+    assert names[0] == names[1]
+
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"}
+
+
+def test_a_sharded_trunk_computes_what_a_whole_one_does(alone, tiny_model, folder):
+    out = folder / "sharded"
+    settings = processes.merged(R3F, {"train": {"updates": 50, "checkpoint_every": 25}})
+    said = processes.run_job(processes.script(folder, tiny_model, out, settings), 2, **FSDP)
+    assert "each with a piece of the trunk" in said[0]
+    assert_same(alone, out)
+
+
+# ---- what ranks.py does, between two processes
+
+TOGETHER = """
+import atexit, copy, json, math, os, sys
+import numpy as np, torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from prefinetune import ranks
+from prefinetune.errors import InputError
+
+atexit.register(lambda: print("" if dist.is_initialized() else "destroyed at the end", file=sys.stderr))  # after later ones
+accelerator = ranks.join("no", 240)
+rank = accelerator.process_index
+torch.manual_seed(0)
+model = nn.ModuleDict({"trunk": nn.Linear(4, 4), "both": nn.Linear(4, 3), "second": nn.Linear(4, 2), "none": nn.Linear(4, 5)})
+model.forward = lambda x, names: [model[name](model["trunk"](x).tanh()) for name in names]
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = copy.deepcopy(model)
+    def forward(self, x, names):
+        return [self.inner[name](self.inner["trunk"](x).tanh()) for name in names]
+names = ["both", "second"] if rank else ["both"]
+x = torch.randn(7, 4, generator=torch.Generator().manual_seed(rank))
+sum(out.square().sum() for out in model(x, names)).backward()
+ranks.add_up(model.parameters(), accelerator)
+mine = {name: None if p.grad is None else p.grad.tolist() for name, p in model.named_parameters()}
+
+ddp = DistributedDataParallel(Wrapped(), find_unused_parameters=True)
+sum(out.square().sum() for out in ddp(x, names)).backward()
+given = {name.removeprefix("module.inner."): p.grad for name, p in ddp.named_parameters()}
+theirs = {name: None if grad is None else (2 * grad).tolist() for name, grad in given.items()}
+
+norm = ranks.clip(model.parameters(), 0.5)
+clipped = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
+try:
+    ranks.agree("checkpoint", f"step-{rank}", accelerator)
+    refused = None
+except InputError as error:
+    refused = str(error)
+ranks.agree("checkpoint", "step-3", accelerator)
+print(json.dumps({
+    "mine": mine, "theirs": theirs, "norm": norm, "clipped": clipped, "refused": refused,
+    "total": ranks.total(np.array([1.0, rank, 0.1]), accelerator).tolist(),
+    "anyone": [ranks.anyone(rank == 1, accelerator), ranks.anyone(False, accelerator)],
+    "told": ranks.tell({"rank": rank, "text": "é" * (1 + 100 * rank), "nan": float("nan")}, accelerator),
+    "merged": ranks.merged({f"task {rank}": [1, rank]}, accelerator),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def together(folder) -> list[dict]:
+    """What each of two processes came to."""
+    path = folder / "together.py"
+    path.write_text(TOGETHER)
+    job = processes.start_job(path, 2)
+    said = [process.communicate(timeout=240) for process in job]
+    assert [process.returncode for process in job] == [0, 0], said[0][1] + said[1][1]
+    assert all("destroyed at the end" in errors for _, errors in said)
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+
+
+def test_gradients_are_summed_as_ddp_averages_them_and_a_head_that_nobody_used_has_none(together):
+    for one in together:
+        assert {name for name, gradient in one["mine"].items() if gradient is None} == {"none.weight", "none.bias"}
+        assert one["mine"].keys() == one["theirs"].keys()
+        for name, gradient in one["mine"].items():
+            if gradient is not None:
+                np.testing.assert_allclose(gradient, one["theirs"][name], rtol=1e-5, atol=1e-6)
+    assert together[0]["mine"] == together[1]["mine"]
+
+
+def test_the_norm_that_is_clipped_is_that_of_the_summed_gradient(together):
+    values = [gradient for gradient in together[0]["mine"].values() if gradient is not None]
+    norm = math.sqrt(sum(float((np.array(value) ** 2).sum()) for value in values))
+    for one in together:
+        assert one["norm"] == pytest.approx(norm, rel=1e-5)
+        assert one["clipped"] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_what_one_process_knows_all_are_told(together):
+    for one in together:
+        assert one["total"] == pytest.approx([2, 1, 0.2])
+        assert one["anyone"] == [True, False]
+        assert [(told["rank"], told["text"]) for told in one["told"]] == [(0, "é"), (1, "é" * 101)]
+        assert all(math.isnan(told["nan"]) for told in one["told"])
+        assert one["merged"] == {"task 0": [1, 0], "task 1": [1, 1]}
+        assert "process 0 found checkpoint step-0, another step-1" in one["refused"]
+
+
+LEFT_ALONE = """
+import datetime, os, signal
+from torch.distributed import distributed_c10d
+from prefinetune import ranks
+
+accelerator = ranks.join("no", 240)
+distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=5))  # not earlier: processes begin at different times
+if accelerator.process_index:
+    os.kill(os.getpid(), signal.FATE)
+ranks.anyone(False, accelerator)
+"""
+
+
+@pytest.mark.parametrize("fate", ["SIGKILL", "SIGSTOP"])
+def test_a_process_whose_fellow_died_or_stands_still_ends_within_the_time_out(fate, folder):
+    path = folder / f"{fate}.py"
+    path.write_text(LEFT_ALONE.replace("FATE", fate))
+    alone, other = processes.start_job(path, 2)
+    try:
+        _, said = alone.communicate(timeout=200)
+        assert alone.returncode == 1, said  # by its exception, not by an abort (-6)
+        assert "RuntimeError" in said
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_the_group_of_a_program_that_made_one_itself_is_left_to_it(tmp_path, monkeypatch):
+    registered = []
+    monkeypatch.setattr(ranks, "Accelerator", lambda **_: None)
+    monkeypatch.setattr(ranks.atexit, "register", lambda *given: registered.append(given))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    group = dist.group.WORLD
+    ranks.join("no", 60)
+    ranks.leave(None)
+    assert not registered
+    assert dist.group.WORLD is group
+    ranks.leave(group)  # as it is with one that `join` made
+    assert not dist.is_initialized()
+    ranks.leave(group)
+
+
+def test_an_engine_that_moves_idle_heads_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="Use FSDP2 instead"):
+        ranks.join("no", 60)
+
+
+@pytest.mark.parametrize("sizes", [[3], [5, 5, 5], [1, 2, 30, 4, 50, 6, 7]])
+def test_buckets_hold_every_parameter_once_in_order_and_one_type_each(sizes, monkeypatch):
+    monkeypatch.setattr(ranks, "BUCKET", 10)
+    kinds = [torch.float32, torch.float32, torch.float64]
+    given = [torch.nn.Parameter(torch.zeros(size, dtype=kinds[at % 3])) for at, size in enumerate(sizes)]
+    found = list(ranks.buckets(given))
+    assert [id(one) for bucket in found for one in bucket] == [id(one) for one in given]
+    assert all(len({one.dtype for one in bucket}) == 1 for bucket in found)
+    assert all(sum(one.numel() for one in bucket[:-1]) < 10 for bucket in found)
