@@ -12,6 +12,7 @@ import atexit
 import json
 import math
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -56,14 +57,15 @@ def join(mixed_precision: str, timeout: float) -> Accelerator:
     had_group = dist.is_initialized()
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=on_cpu, kwargs_handlers=[group])
     if dist.is_initialized() and not had_group:
-        atexit.register(leave, dist.group.WORLD)
+        atexit.register(leave, weakref.ref(dist.group.WORLD))
     return accelerator
 
 
-def leave(group: dist.ProcessGroup | None) -> None:
-    """Destroy the group that `join` made, as the process ends: Gloo's threads, left running, abort it. Not NCCL's, which waits
-    for all that was queued: in vain, where another process died."""
-    if dist.is_initialized() and dist.group.WORLD is group and dist.get_backend() == "gloo":
+def leave(group: weakref.ref[dist.ProcessGroup]) -> None:
+    """Destroy the group that `join` made, as the process ends. Gloo's threads may hold the last message's tensors: one that lets go
+    of them while the interpreter is taken down aborts the process. They end when nothing refers to the group, so this does not
+    either. Not NCCL's, which waits for all that was queued: in vain, where another process died."""
+    if dist.is_initialized() and dist.group.WORLD is group() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
 
