@@ -43,7 +43,8 @@ from prefinetune.sources import Rows, open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import load_tokenizer
-from prefinetune.train import TaskData, train
+from prefinetune.train import train
+from prefinetune.update import TaskData
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import microworld

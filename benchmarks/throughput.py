@@ -37,7 +37,7 @@ from prefinetune import native
 from prefinetune.batch import micro_batches
 from prefinetune.mixture import SubBatch
 from prefinetune.results import write
-from prefinetune.train import draw, update
+from prefinetune.update import draw, update
 from variants import (
     ENCODER_VARIANTS,
     REFERENCE,

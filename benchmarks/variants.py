@@ -36,7 +36,8 @@ from prefinetune.encoder_decoder import EncoderDecoder
 from prefinetune.families import Encoded, Family
 from prefinetune.mixture import SubBatch
 from prefinetune.model import Backbone, MultiTask, load_backbone
-from prefinetune.train import draw, make_optimizer, update
+from prefinetune.train import make_optimizer
+from prefinetune.update import draw, update
 from workload import LENGTH, SPAN_LENGTH, Listed, Mix, Round
 
 CLIP, R3F = 1.0, ObjectiveSettings(r3f=1.0)

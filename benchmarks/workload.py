@@ -26,7 +26,7 @@ from prefinetune.sources import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite
 from prefinetune.tokenizer import Tokenizer, load_tokenizer
-from prefinetune.train import TaskData
+from prefinetune.update import TaskData
 
 LENGTH, SPAN_LENGTH = 128, 384  # tokens of a sequence, and of one in which a span is to be found
 BATCH = 32  # examples of an optimizer step; 8 in E

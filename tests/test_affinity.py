@@ -32,7 +32,8 @@ from prefinetune.sources import Files, open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite, Task, read_suite
 from prefinetune.tokenizer import load_tokenizer
-from prefinetune.train import TaskData, fit, make_optimizer, train
+from prefinetune.train import fit, make_optimizer, train
+from prefinetune.update import TaskData
 
 NAMES = ("subject-category", "larger-subject", "find-large", "choose-large")
 SETTINGS = {

@@ -44,7 +44,8 @@ from prefinetune.model import Backbone, MultiTask, load_backbone
 from prefinetune.objective import example_weights
 from prefinetune.results import RunFolder
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import TaskData, fit, make_optimizer, train, update
+from prefinetune.train import fit, make_optimizer, train
+from prefinetune.update import TaskData, update
 
 FAMILIES = {
     "topic": Classification("text", labels=("a", "b", "c")),

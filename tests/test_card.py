@@ -19,7 +19,6 @@ from markdown_it import MarkdownIt
 
 from prefinetune.card import VERDICTS, escaped, fenced, one_line, table, write_card
 from prefinetune.catalog import catalog
-from prefinetune.compare import weights_digest
 from prefinetune.emissions import FILE, measured
 from prefinetune.errors import InputError
 from prefinetune.families import FAMILIES, Classification
@@ -28,6 +27,7 @@ from prefinetune.licenses import read_license, together
 from prefinetune.results import RunFolder, read_records
 from prefinetune.safety import visible
 from prefinetune.sources import Rows
+from prefinetune.start import weights_digest
 from prefinetune.study_results import read_study
 from prefinetune.task import Suite, Task
 from prefinetune.train import train

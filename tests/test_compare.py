@@ -13,13 +13,12 @@ from prefinetune import compare as compare_function
 from prefinetune import train
 from prefinetune.cli import main
 from prefinetune.cli.shared import parse_arm
-from prefinetune.compare import Start
 from prefinetune.config import make_config
 from prefinetune.errors import InputError
 from prefinetune.evidence import read_comparison, rows_file
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
-from prefinetune.results import read_records
-from prefinetune.train import digest_of
+from prefinetune.results import digest_of, read_records
+from prefinetune.start import Start
 
 QUICK = {"optimizer": {"warmup": 0.1}, "train": {"updates": 3, "evaluation_rows": 20}}
 module = sys.modules["prefinetune.compare"]

@@ -16,7 +16,8 @@ from prefinetune.memory import Memory, Work
 from prefinetune.model import MultiTask, load_backbone
 from prefinetune.results import RunFolder
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import TaskData, fit
+from prefinetune.train import fit
+from prefinetune.update import TaskData
 
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"  # torch's own words begin so
 FAMILY = Classification("text", "label", labels=("a", "b", "c"))

@@ -21,7 +21,8 @@ from prefinetune.finetune import choose, with_length
 from prefinetune.model import Backbone, MultiTask
 from prefinetune.objective import example_weights
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import TaskData, fit, update
+from prefinetune.train import fit
+from prefinetune.update import TaskData, update
 
 # ---- few-label subsets
 

@@ -20,7 +20,8 @@ from prefinetune.sources import open_task
 from prefinetune.store import build_store
 from prefinetune.stream import reads_streams
 from prefinetune.tokenizer import load_tokenizer
-from prefinetune.train import TaskData, draw, fit, make_optimizer, schedule, update
+from prefinetune.train import fit, make_optimizer, schedule
+from prefinetune.update import TaskData, draw, update
 
 FAMILIES = {
     "topic": Classification("text", labels=("a", "b", "c")),

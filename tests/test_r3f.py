@@ -34,7 +34,8 @@ from prefinetune.model import Backbone, MultiTask, load_backbone
 from prefinetune.objective import draw_noise, draw_noised, regularized, uniform
 from prefinetune.results import RunFolder
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import TaskData, draw, fit, train, update
+from prefinetune.train import fit, train
+from prefinetune.update import TaskData, draw, update
 
 PAD = 1
 FAMILIES = {

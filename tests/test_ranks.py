@@ -103,7 +103,8 @@ alone = copy.deepcopy(model).double()
 (loss(alone, 0) + loss(alone, 1)).backward()
 loss(model, rank).backward()
 ranks.add_up(model.parameters(), accelerator)
-mine, theirs = ({name: None if p.grad is None else p.grad.tolist() for name, p in one.named_parameters()} for one in (model, alone))
+gradients = lambda one: {name: None if p.grad is None else p.grad.tolist() for name, p in one.named_parameters()}
+mine, theirs = gradients(model), gradients(alone)
 
 norm = ranks.clip(model.parameters(), 0.5)
 clipped = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))

@@ -16,7 +16,8 @@ from prefinetune.sources import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite
 from prefinetune.tokenizer import load_tokenizer
-from prefinetune.train import Accelerator, TaskData, draw, make_mixture, make_optimizer, train, update
+from prefinetune.train import Accelerator, make_mixture, make_optimizer, train
+from prefinetune.update import TaskData, draw, update
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ from prefinetune.model import ENCODER_DECODERS, ENCODERS, MultiTask, backbone_cl
 from prefinetune.ops import GROUP, Bounds, Rectangle, attend_in_groups, groups_of
 from prefinetune.stream import reads_streams, roberta_positions
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import update
+from prefinetune.update import update
 
 VOCABULARY, PAD, END = 60, 1, 2
 PLAIN = ObjectiveSettings()

@@ -211,7 +211,7 @@ def judges(plan: Mapping[str, Any], runs: Sequence[Path]) -> bool:
 
 def same_weights(plan: Mapping[str, Any], runs: Sequence[Path]) -> bool:
     """The same for a run that was moved."""
-    from prefinetune.compare import weights_digest
+    from prefinetune.start import weights_digest
 
     return plan["arms"][plan["treated"]]["weights"] in [weights_digest(run) for run in runs]
 

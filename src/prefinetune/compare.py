@@ -18,44 +18,28 @@ from typing import Any
 
 import numpy as np
 
-from prefinetune.checkpoint import checksum
 from prefinetune.config import Config, make_config, same_settings
 from prefinetune.display import Display
 from prefinetune.errors import InputError, listing
 from prefinetune.evidence import Comparison, best_rates, planned_cells, read_comparison, read_plan, rows_file
 from prefinetune.finetune import DEFAULTS, Prepared, learn, prepare_task, with_length
 from prefinetune.lineage import entries, seen_rows
-from prefinetune.model import hub_commit, read_config
 from prefinetune.notice import Notice, Preempted
 from prefinetune.quarantine import Account, write_quarantine
-from prefinetune.results import append, environment, now, read_records, set_torn_aside, write
+from prefinetune.results import append, digest_of, environment, now, read_records, set_torn_aside, write
+from prefinetune.start import Start, as_start, model_folder, model_tokenizer, weights_digest
 from prefinetune.store import Store
 from prefinetune.task import Task, find_task
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import digest_of, model_folder, model_tokenizer
 from prefinetune.workers import workers
 
 BASE, TREATED = "base", "pre-finetuned"
 LABELS, SEEDS, TUNING_SEEDS = (32, 128, None), 5, 2
 GRID = (1e-5, 3e-5, 1e-4)  # learning rates tried on the base arm
-MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 NO_STOPPING: Mapping[str, Any] = {"train": {"checkpoint_every": None, "evaluate_every": None, "patience": None}}
 
 Outcome = tuple[dict[str, Any], np.ndarray | None]  # a cell's record, and its row statistics
 Runner = Callable[[Sequence["Cell"], Notice], Iterable[Outcome]]
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where an arm starts from, where its fine-tunings have an objective of their own: R3F, for one, as a control of models that
-    were pre-finetuned with it. All else is the same in every arm."""
-
-    place: str | Path  # a run, a hub name or a model folder
-    objective: Mapping[str, Any] = field(default_factory=dict)  # settings of config.ObjectiveSettings
-
-
-def as_start(given: str | Path | Start) -> Start:
-    return given if isinstance(given, Start) else Start(given)
 
 
 @dataclass(frozen=True)
@@ -208,17 +192,6 @@ def all_arms(start: Start, base: str | Path | None, others: Mapping[str, str | P
         if name in (BASE, treated):
             raise InputError(f"--arm: the name {name!r} is taken; choose another")
     return {BASE: Start(base), treated: start, **{name: as_start(one) for name, one in others.items()}}
-
-
-def weights_digest(start: str | Path) -> str:
-    """What tells two starting points apart: a digest of a folder's weights, heads, configuration and tokenizer, or a commit."""
-    read_config(str(model_folder(start)))  # its errors are the clear ones
-    if not Path(start).is_dir():
-        return f"hub {hub_commit(str(start))}"
-    root = Path(start)
-    model = Path(model_folder(root))
-    files = sorted([*(file for kind in MODEL_FILES for file in model.glob(kind)), *(root / "heads").rglob("*.safetensors")])
-    return digest_of([(str(file.relative_to(root)), checksum(file)) for file in files])
 
 
 def plan_task(

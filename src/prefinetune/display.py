@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from prefinetune.plan import ComparisonPlan, RunPlan
     from prefinetune.statistics import Effect
     from prefinetune.study_results import StudyResults
-    from prefinetune.train import Update
+    from prefinetune.update import Update
 
 SMOOTHING = 0.9  # of the per-task losses on the screen
 LINE_EVERY = 10.0  # seconds between plain lines

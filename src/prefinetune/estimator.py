@@ -30,9 +30,11 @@ from prefinetune.families.base import Example, Segment
 from prefinetune.finetune import DEFAULTS, with_length
 from prefinetune.model import MultiTask, backbone_class, load_backbone
 from prefinetune.sources import Rows
+from prefinetune.start import model_folder, model_tokenizer
 from prefinetune.task import Task
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import TaskData, fit, model_folder, model_tokenizer
+from prefinetune.train import fit
+from prefinetune.update import TaskData
 
 TASK = "texts"  # what the only task is called
 

@@ -23,15 +23,18 @@ from prefinetune.lineage import seen_rows
 from prefinetune.lora import adapt, check_lora, save_adapter
 from prefinetune.mixture import hash_key, permute
 from prefinetune.model import MultiTask, hub_commit, load_backbone
+from prefinetune.prepare import describe, report_cuts
 from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.ranks import gathered
-from prefinetune.results import RunFolder
+from prefinetune.results import RunFolder, digest_of
 from prefinetune.sources import OpenTask, open_task
+from prefinetune.start import model_folder, model_tokenizer
 from prefinetune.store import Store, build_store, encode_split
 from prefinetune.task import Task, find_task
 from prefinetune.tokenizer import Tokenizer
 from prefinetune.tracking import check_trackers
-from prefinetune.train import TaskData, describe, digest_of, fit, model_folder, model_tokenizer, report_cuts
+from prefinetune.train import fit
+from prefinetune.update import TaskData
 
 DEFAULTS: Mapping[str, Any] = {
     "mixture": {"sub_batches": 8, "sub_batch_size": 4},

@@ -29,7 +29,7 @@ from prefinetune.objective import scaled
 from prefinetune.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from prefinetune.train import TaskData
+    from prefinetune.update import TaskData
 
 # Numbers of a sketch. A prime, so that the columns of a matrix do not come to lie on one another.
 SIZE = 65521

@@ -15,18 +15,21 @@ import torch
 from prefinetune import launcher, ranks
 from prefinetune.balancing import balancing_of
 from prefinetune.batch import Batch, micro_batches
-from prefinetune.compare import GRID, LABELS, SEEDS, TREATED, TUNING_SEEDS, Start, compared_cells, plan_comparison, tuning_cells
+from prefinetune.compare import GRID, LABELS, SEEDS, TREATED, TUNING_SEEDS, compared_cells, plan_comparison, tuning_cells
 from prefinetune.config import Config
 from prefinetune.display import Display
 from prefinetune.errors import InputError
 from prefinetune.families import Encoded
 from prefinetune.finetune import build, prepare_tuning
 from prefinetune.model import MultiTask
+from prefinetune.prepare import prepare_suite
 from prefinetune.quarantine import LEAK, SET_ASIDE, Account
 from prefinetune.results import read_records
+from prefinetune.start import Start
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import TaskData, autocast_precision, draw, make_mixture, make_optimizer, prepare_suite, update
+from prefinetune.train import autocast_precision, make_mixture, make_optimizer
+from prefinetune.update import TaskData, draw, update
 
 TIMED, ENOUGH = 3, 60.0  # updates that are timed after a first one; seconds in updates after which none begins
 SCORING = 1 / 3  # what scoring a token costs beside learning from it: forward without backward

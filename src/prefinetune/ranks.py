@@ -53,18 +53,18 @@ def join(mixed_precision: str, timeout: float) -> Accelerator:
             "(accelerate launch --use_fsdp --fsdp_version 2)"
         )
     on_cpu = launcher.count() > 1 and not torch.accelerator.is_available()
-    group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    limit = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     had_group = dist.is_initialized()
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=on_cpu, kwargs_handlers=[group])
-    if dist.is_initialized() and not had_group:
-        atexit.register(leave, weakref.ref(dist.group.WORLD))
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=on_cpu, kwargs_handlers=[limit])
+    if not had_group and (group := dist.group.WORLD):
+        atexit.register(leave, weakref.ref(group))
     return accelerator
 
 
 def leave(group: weakref.ref[dist.ProcessGroup]) -> None:
-    """Destroy the group that `join` made, as the process ends. Gloo's threads may hold the last message's tensors: one that lets go
-    of them while the interpreter is taken down aborts the process. They end when nothing refers to the group, so this does not
-    either. Not NCCL's, which waits for all that was queued: in vain, where another process died."""
+    """Destroy the group that `join` made, as the process ends. Gloo's threads may hold the last message's tensors, and one that
+    lets go of them while the interpreter is taken down aborts the process. They end when nothing refers to the group, so this
+    does not either. Not NCCL's, which waits for all that was queued: in vain, where another process died."""
     if dist.is_initialized() and dist.group.WORLD is group() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 

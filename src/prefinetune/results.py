@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -146,6 +147,11 @@ class RunFolder:
             kept = [record for record in read_records(self.path / name) if record["step"] <= step]
             if launcher.is_main() and (self.path / name).exists():
                 write(self.path / name, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def digest_of(value: Any) -> str:
+    """What tells values apart that JSON can hold."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def write(path: Path, text: str) -> None:

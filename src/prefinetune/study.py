@@ -19,20 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prefinetune.catalog import catalog
-from prefinetune.compare import (
-    GRID,
-    LABELS,
-    SEEDS,
-    TUNING_SEEDS,
-    Bench,
-    Start,
-    as_start,
-    cell_settings,
-    compare,
-    examples_of,
-    label_name,
-    weights_digest,
-)
+from prefinetune.compare import GRID, LABELS, SEEDS, TUNING_SEEDS, Bench, cell_settings, compare, examples_of, label_name
 from prefinetune.config import Config, ObjectiveSettings, make_config, same_settings
 from prefinetune.display import Display
 from prefinetune.errors import FieldError, InputError, listing
@@ -41,13 +28,14 @@ from prefinetune.families.base import plain
 from prefinetune.lineage import entries
 from prefinetune.model import read_config
 from prefinetune.notice import Preempted
-from prefinetune.results import environment, now, read_records, write
+from prefinetune.results import digest_of, environment, now, read_records, write
 from prefinetune.sources import Files, OpenTask, open_task, open_tasks
+from prefinetune.start import Start, as_start, model_folder, model_tokenizer, weights_digest
 from prefinetune.statistics import LEVEL, POWER
 from prefinetune.study_design import CONTROLS, COUNTS, FACTORS, Design, Group, make_design
 from prefinetune.study_results import StudyResults, read_protocol, read_study
 from prefinetune.task import Suite, Task, find_task, read_suite
-from prefinetune.train import digest_of, model_folder, model_tokenizer, train
+from prefinetune.train import train
 from prefinetune.workers import Job, side_by_side
 
 MEMBERS = 3  # pre-finetunings of a group

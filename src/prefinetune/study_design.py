@@ -21,7 +21,7 @@ from prefinetune.study_results import BASE
 from prefinetune.task import Task
 
 if TYPE_CHECKING:
-    from prefinetune.compare import Start
+    from prefinetune.start import Start
 
 COUNTS = (0, 5, 10, 20, 40, None)  # numbers of tasks; 0 is the base, None is all
 CONTROLS = ("further", "nli", "random", "homogeneous", "r3f")

@@ -1,251 +1,47 @@
 """The loop: one update after another, and nothing hidden. `train` is the pre-finetuning stage; `fit` is the loop that it and
-fine-tuning share; `update` is one optimizer step, the method in one function."""
+fine-tuning share; what one update does is in update.py."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from prefinetune import launcher, ranks
-from prefinetune.balancing import Gradient, balancing_of, check_balancing
-from prefinetune.batch import Batch, Drawn, deal, micro_batches
+from prefinetune.balancing import balancing_of
+from prefinetune.batch import Batch, micro_batches
 from prefinetune.card import write_card
 from prefinetune.checkpoint import CannotSave, load_checkpoint, load_optimizer_state, save_checkpoint
-from prefinetune.config import Config, DataSettings, ObjectiveSettings, OptimizerSettings, TrainSettings, make_config
+from prefinetune.config import Config, OptimizerSettings, TrainSettings
 from prefinetune.display import Display
 from prefinetune.emissions import measured
 from prefinetune.errors import InputError
 from prefinetune.evaluate import Evaluation, evaluate, main_scores, mean_score, readable
-from prefinetune.export import load_head, save_trunk_and_heads
-from prefinetune.families import Encoded, Examples, Family, Segment
-from prefinetune.families.base import plain
+from prefinetune.export import save_trunk_and_heads
+from prefinetune.families import Encoded
 from prefinetune.gradients import Sampler
-from prefinetune.leaks import Leaks, evaluation_splits, leave_out, split_name
-from prefinetune.lora import adapt, check_lora, save_adapter
+from prefinetune.leaks import evaluation_splits, split_name
+from prefinetune.lora import save_adapter
 from prefinetune.memory import Memory, Work
-from prefinetune.mirror import origin
 from prefinetune.mixture import Mixture, hash_key, shares
-from prefinetune.model import MultiTask, check_tasks, hub_commit, load_backbone, read_config
+from prefinetune.model import MultiTask, hub_commit
 from prefinetune.notice import Notice, Preempted
-from prefinetune.objective import draw_noise, draw_noised, example_weights, regularized, scaled, weighted_sum
-from prefinetune.quarantine import Account, write_quarantine
-from prefinetune.results import RunFolder
-from prefinetune.sources import OpenTask, open_task, open_tasks
-from prefinetune.store import EncodedSplit, Store, build_stores, encode_split, iter_ahead
-from prefinetune.task import Suite, Task, read_suite
-from prefinetune.tokenizer import Tokenizer, load_tokenizer
-from prefinetune.tracking import check_trackers
-
-NO_R3F = ObjectiveSettings()
-KEPT_OUT_ROWS = 2000  # most training rows of a kept-out task that gradients are sampled from
-
-
-@dataclass
-class TaskData:
-    """A task as the loop sees it: something with a length that gives example i, and the family that knows what to do with it."""
-
-    name: str
-    family: Family
-    store: Examples
-
-    def costs(self, examples: np.ndarray) -> np.ndarray:
-        """Tokens of some examples, [n]."""
-        if isinstance(self.store, Store):
-            return self.store.token_counts(examples)
-        return np.array([self.store[index].tokens for index in examples.tolist()])
-
-
-@dataclass
-class Update:
-    """What one update did."""
-
-    loss: float  # mean over sub-batches of their mean scaled loss; the objective, where there is no divergence
-    divergence: float | None  # the same mean of scaled divergences (R3F), over the examples that have one
-    loss_by_task: dict[str, float]  # mean scaled loss
-    examples_by_task: dict[str, int]
-    tokens_by_task: dict[str, int]  # real ones
-    grad_norm: float
-    examples: int
-    tokens: int  # real ones
-    padded: int  # with padding
-    bad: list[tuple[str, int]]  # (task, row) of examples whose loss was not finite
-    weight_by_task: dict[str, float]  # how much each counted beside its share of the update; nothing where balancing is static
-
-    @property
-    def skipped(self) -> bool:
-        """Whether nothing was stepped, as something was not finite."""
-        return bool(self.bad) or not math.isfinite(self.grad_norm)
-
-    @property
-    def culprits(self) -> str:
-        """What was not finite, in words."""
-        return ", ".join(f"{task} row {row}" for task, row in self.bad[:5]) or "the gradient's norm"
-
-
-class Place(NamedTuple):
-    """A process among those that share every update."""
-
-    rank: int
-    ranks: int
-
-
-ALONE = Place(0, 1)
-
-
-def draw(
-    mixture: Mixture,
-    number: int,
-    tasks: Sequence[TaskData],
-    tokenizer: Tokenizer,
-    objective: ObjectiveSettings = NO_R3F,
-    place: Place = ALONE,
-) -> list[Drawn]:
-    """The examples of update `number` that a process computes, each with its weight in the whole update, and whether it has a
-    noised pass. All processes together have every example once; one that would have none computes another's with weight 0, as
-    all take part in what a sharded trunk does."""
-    sub_batches = mixture.update(number)
-    sizes = [len(sub_batch.examples) for sub_batch in sub_batches]
-    generator = np.random.default_rng([mixture.seed, 6, number])
-    noised = draw_noised(sum(sizes), objective, generator)
-    weights = np.repeat(example_weights(sizes), sizes)
-    mine: Sequence[int] = range(len(weights))
-    if place.ranks > 1:
-        costs = np.concatenate([tasks[sub_batch.task].costs(sub_batch.examples) for sub_batch in sub_batches]) * (1 + noised)
-        dealt = deal(costs, place.ranks)[place.rank].tolist()
-        mine = dealt or [place.rank % len(weights)]
-        weights = weights if dealt else np.zeros_like(weights)
-    owners = np.repeat(np.arange(len(sizes)), sizes).tolist()
-    within = np.concatenate([np.arange(size) for size in sizes]).tolist()
-    drawn = []
-    for at in mine:
-        sub_batch = sub_batches[owners[at]]
-        task, key = tasks[sub_batch.task], int(hash_key(sub_batch.key, within[at]) >> np.uint64(1))
-        example = task.store[int(sub_batch.examples[within[at]])]
-        if task.family.draws:
-            example = task.family.draw(example, tokenizer, np.random.default_rng(key))
-        drawn.append(Drawn(example, task.name, task.family, float(weights[at]), bool(noised[at]), key))
-    return drawn
-
-
-def update(
-    model: MultiTask,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
-    clip: float,
-    accelerator: Accelerator,
-    objective: ObjectiveSettings = NO_R3F,
-) -> Update:
-    """One optimizer step over all micro-batches of an update, on one process or several (MUPPET 3.2 and 3.3).
-
-    Every example adds weight x loss / log(outcomes) to one sum, whose gradient is accumulated over micro-batches and processes,
-    clipped once, and stepped once. With R3F, its loss is joined by the divergence between the prediction and that of a noised
-    copy in the same forward pass. A head that no example used keeps gradient None, so that the optimizer does not move it.
-    Balancing may weigh tasks' losses, or keep their gradients on the trunk apart until all are there; static does neither.
-    """
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    noise = partial(draw_noise, settings=objective) if objective.r3f else None
-    parts: list[Part] = []
-    apart: dict[str, Gradient] = {}
-    for batch in ranks.even(batches, model.backbone, accelerator):
-        batch = batch.to(accelerator.device)
-        with accelerator.autocast():
-            each = [of_segment(*passed) for passed in model(batch, noise)]
-            losses, outcomes, divergences = (torch.cat(column) for column in zip(*each, strict=True))  # [e]
-            part = Part(batch.segments, *(scaled(each, outcomes, objective.scaling) for each in (losses, divergences)))
-            weights = torch.cat([segment.weights for segment in batch.segments])
-            balanced = model.balancing.weigh(regularized(part.losses, part.divergences, objective), batch.segments)
-            total = weighted_sum(balanced, weights)
-        accelerator.backward(total)
-        model.balancing.set_apart(apart, batch, model)
-        parts.append(part)
-    weight_by_task = model.balancing.add_up(apart, model, accelerator)
-    norm = ranks.clip(model.parameters(), clip)
-    padded = sum(batch.padded for batch in batches)
-    report = read_losses(parts, norm, padded, list(model.families), weight_by_task, accelerator)
-    if not report.skipped:
-        optimizer.step()
-    return report
-
-
-def of_segment(
-    segment: Segment, output: torch.Tensor, noised: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, outcomes, and divergence (0 where there is no noised pass) of each example of a segment, [e] all."""
-    family = segment.family
-    losses = family.loss(output, segment)
-    divergences = torch.zeros_like(losses) if noised is None else family.divergence(output, noised, segment)
-    return losses, family.outcomes(output, segment), divergences
-
-
-class Part(NamedTuple):
-    """What one micro-batch of an update came to."""
-
-    segments: list[Segment]
-    losses: torch.Tensor  # [e] scaled, of all segments
-    divergences: torch.Tensor  # [e] scaled
-
-
-def read_losses(
-    parts: Sequence[Part],
-    norm: float,
-    padded: int,
-    tasks: Sequence[str],
-    weight_by_task: dict[str, float],
-    accelerator: Accelerator,
-) -> Update:
-    """What all processes computed in an update, as numbers: one transfer from the device after all work was queued, and one sum
-    over processes."""
-    segments = [segment for part in parts for segment in part.segments]
-    losses = torch.cat([part.losses.detach() for part in parts]).double().cpu().numpy()
-    divergences = torch.cat([part.divergences.detach() for part in parts]).double().cpu().numpy()
-    weights = torch.cat([segment.weights for segment in segments]).double().cpu().numpy()
-    finite = np.isfinite(losses) & np.isfinite(divergences)
-    sums, bad, at = np.zeros((len(tasks) + 1, 6)), [], 0
-    for segment in segments:
-        here = slice(at, at + len(segment.examples))
-        at = here.stop
-        if not weights[here].any():  # it was computed only to take part
-            continue
-        weight = weights[here].sum()
-        sums[tasks.index(segment.task)] += (
-            losses[here] @ weights[here], weight, len(segment.examples), segment.tokens,
-            divergences[here] @ weights[here], weight if segment.noised is not None else 0,
-        )  # fmt: skip
-        bad += [(segment.task, segment.examples[i].source) for i in np.flatnonzero(~finite[here])]
-    sums[-1, :2] = padded, len(bad)
-    sums = ranks.total(sums, accelerator)
-    *by_task, (all_padded, num_bad, *_) = sums.tolist()
-    if num_bad:
-        bad = [(task, row) for each in ranks.tell(bad, accelerator) for task, row in each]
-    used = {task: row for task, row in zip(tasks, by_task, strict=True) if row[2]}
-    loss, _, examples, tokens, divergence, diverged = sums[:-1].sum(axis=0).tolist()
-    return Update(
-        loss=loss,
-        divergence=divergence / diverged if diverged else None,
-        loss_by_task={task: row[0] / row[1] for task, row in used.items()},
-        examples_by_task={task: int(row[2]) for task, row in used.items()},
-        tokens_by_task={task: int(row[3]) for task, row in used.items()},
-        grad_norm=norm,
-        examples=int(examples),
-        tokens=int(tokens),
-        padded=int(all_padded),
-        bad=bad,
-        weight_by_task=weight_by_task,
-    )
+from prefinetune.prepare import open_kept_out, prepare_suite, report_cuts
+from prefinetune.quarantine import write_quarantine
+from prefinetune.results import RunFolder, digest_of
+from prefinetune.store import iter_ahead
+from prefinetune.task import Suite, Task
+from prefinetune.tokenizer import Tokenizer
+from prefinetune.update import Place, TaskData, Update, draw, update
 
 
 def make_optimizer(model: MultiTask, settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -669,187 +465,3 @@ def train(
                 folder.add_result({**own, "scores": scores, "rows": len(validation[task_name]), **shared})
         write_card(folder.path, folder.path / "model", evidence=())
     return Run(folder.path, result.scores, progress.updates, progress.examples, progress.seconds)
-
-
-@dataclass(frozen=True)
-class PreparedSuite:
-    """A suite as one tokenizer reads it: all that a run is a function of, before the first update."""
-
-    suite: Suite  # of the tasks that were found
-    config: Config
-    model: str  # hub name or folder of the weights
-    tokenizer: Tokenizer
-    opened: list[OpenTask]
-    protected: list[OpenTask]  # further ones whose evaluation rows must not be trained on
-    leaks: Leaks | None
-    stores: list[Store]
-    validation: dict[str, EncodedSplit]  # by task
-
-    @property
-    def families(self) -> dict[str, Family]:
-        return {one.task.name: one.family for one in self.opened}
-
-    @property
-    def tasks(self) -> list[TaskData]:
-        return [TaskData(one.task.name, one.family, store) for one, store in zip(self.opened, self.stores, strict=True)]
-
-    @property
-    def accounts(self) -> list[Account]:
-        """What became of the rows of every split."""
-        pairs = zip(self.stores, self.validation.values(), strict=True)
-        return [account for store, examples in pairs for account in (store.account, examples.account)]
-
-    def resolved(self) -> list[dict[str, Any]]:
-        """Every task as it was resolved, for suite.yaml."""
-        parts = zip(self.opened, self.stores, self.validation.values(), strict=True)
-        return [describe(one, store, (store.account, examples.account)) for one, store, examples in parts]
-
-    def identity(self) -> dict[str, Any]:
-        """What tells the run from others."""
-        stores = [(one.task.name, store.summary["digest"]) for one, store in zip(self.opened, self.stores, strict=True)]
-        return {"kind": "train", "model": self.model, "settings": self.config.digest(), "data": digest_of(stores)}
-
-    def build(self, start: str | Path, display: Display) -> MultiTask:
-        """The model before the first update; `start` is the model as it was named, as a run has heads, which go on where they
-        fit."""
-        backbone = load_backbone(self.model, self.config.model.attention_dropout, self.config.objective.spectral_norm)
-        if line := adapt(backbone, self.config.lora, self.config.seed):
-            display.say(line)
-        model = MultiTask(backbone, self.families, self.config.seed, self.config.objective.heads == "separate")
-        for task in self.suite:
-            load_head(model, task.name, Path(start))
-        return model
-
-
-def prepare_suite(
-    suite: Suite | str | Path,
-    model: str | Path,
-    config: Config | Mapping[str, Any] | None,
-    data_root: str | Path | None,
-    cache: str | Path | None,
-    against: Sequence[Task],
-    skip_missing: bool,
-    display: Display,
-) -> PreparedSuite:
-    """Open a suite's tasks, leave leaking rows out, and tokenize; arguments and errors as of `train`. Writes to the cache
-    alone."""
-    suite = suite if isinstance(suite, Suite) else read_suite(suite)
-    if not isinstance(config, Config):
-        config = make_config({"mixture": dict(suite.mixture)}, config or {})
-    check_balancing(config.objective.balancing)
-    check_lora(config.lora)
-    check_trackers(config.train.track)
-    for task in suite:
-        if task.evaluation_only:
-            raise InputError(f"task {task.name!r} is for evaluation only and must not be trained on; take it out of the suite")
-    name = str(model_folder(model))
-    tokenizer = model_tokenizer(name, suite.tasks, config.data)
-    opened = open_tasks(
-        suite, data_root, max_rows=config.data.max_rows, skip_missing=skip_missing, needed="train", say=display.say,
-        bad_rows=config.data.bad_rows, cache=cache,
-    )  # fmt: skip
-    suite = Suite(suite.name, tuple(one.task for one in opened), suite.mixture)
-    protected = open_tasks(against, data_root, say=display.say, bad_rows=config.data.bad_rows, cache=cache) if against else []
-    opened, leaks = leave_out(opened, protected, config.data.leaks, Path(cache) if cache else None, display)
-    stores = prepare(opened, tokenizer, Path(cache) if cache else None, display)
-    validation = {one.task.name: encode_split(one, "validation", tokenizer, config.train.evaluation_rows) for one in opened}
-    return PreparedSuite(suite, config, name, tokenizer, opened, protected, leaks, stores, validation)
-
-
-def open_kept_out(
-    model: str,
-    against: Sequence[Task],
-    suite: Suite,
-    tokenizer: Tokenizer,
-    config: Config,
-    data_root: str | Path | None,
-    cache: str | Path | None,
-    display: Display,
-) -> list[TaskData]:
-    """The tasks that the model will be judged by as `fit` samples their gradients: some of their training rows, and no others.
-    Those of the suite are there already; one that has no training rows, or that the model cannot learn, is left out and named."""
-    found: list[TaskData] = []
-    for task in against if config.train.affinity_every else ():
-        if task.name in {one.name for one in suite}:
-            continue
-        try:
-            check_tasks([task], read_config(model), tokenizer, model)
-            one = open_task(task, data_root, KEPT_OUT_ROWS, config.data.bad_rows, cache)
-            if "train" not in one.roles:
-                raise InputError(f"task {task.name!r}: no train split")
-            (store,) = prepare([one], tokenizer, Path(cache) if cache else None, display)
-        except InputError as problem:
-            display.say(f"no affinities with {task.name}: {problem}")
-            continue
-        found.append(TaskData(task.name, one.family, store))
-    return found
-
-
-def model_tokenizer(name: str, tasks: Sequence[Task], settings: DataSettings) -> Tokenizer:
-    """A model's tokenizer, when it is clear that the model can learn these tasks.
-
-    Raises:
-        InputError: it cannot, or there is no such model or tokenizer.
-    """
-    architecture = read_config(name)
-    tokenizer = load_tokenizer(name, settings.max_length, architecture, settings.max_target_length)
-    check_tasks(tasks, architecture, tokenizer, name)
-    return tokenizer
-
-
-def prepare(
-    opened: Sequence[OpenTask],
-    tokenizer: Tokenizer,
-    cache: Path | None,
-    display: Display,
-) -> list[Store]:
-    """The training store of every task; each is looked at before the first long work starts."""
-    for one in opened:
-        if "train" not in one.roles:
-            raise InputError(f"task {one.task.name!r}: no train split; there are {', '.join(one.source.splits())}")
-    total = sum(len(one.split("train")) for one in opened)
-    with display.counting("rows prepared", total) as advance:
-        return build_stores(opened, "train", tokenizer, cache, advance)
-
-
-def describe(opened: OpenTask, store: Store, accounts: Iterable[Account]) -> dict[str, Any]:
-    """A task as it was resolved, for suite.yaml."""
-    task = opened.task
-    return {
-        "name": task.name,
-        "source": plain(opened.source.describe()),
-        **({"origin": where} if (where := origin(opened)) else {}),
-        "splits": {role: opened.names.get(role, "held out of train") for role in opened.roles},
-        opened.family.kind: opened.family.settings(),
-        "tags": sorted(task.tags),
-        "license": task.license,
-        "cite": task.cite,
-        "rows": {account.role: account.as_dict() for account in accounts},
-        "store": store.summary,
-    }
-
-
-def report_cuts(resolved: Sequence[Mapping[str, Any]], accounts: Iterable[Account], display: Display) -> None:
-    """Say what was cut or set aside, where someone may want to act on it."""
-    for account in accounts:
-        if line := account.told():
-            display.say(line)
-    for count, what in (
-        ("truncated", "texts longer than the model reads"),
-        ("outputs_cut", "targets longer than data.max_target_length"),
-    ):
-        cut = {entry["name"]: entry["store"][count] / entry["store"]["examples"] for entry in resolved}
-        most = sorted((share, name) for name, share in cut.items() if share >= 0.01)[::-1]
-        if most:
-            shown = ", ".join(f"{name} {share:.0%}" for share, name in most[:6])
-            display.say(f"{what} were cut in {len(most)} tasks: {shown}")
-
-
-def model_folder(model: str | Path) -> str | Path:
-    """Where weights are: a run's folder stands for the trunk in it."""
-    inner = Path(model) / "model"
-    return inner if (Path(model) / "run.json").exists() and inner.is_dir() else model
-
-
-def digest_of(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -57,9 +57,9 @@ from prefinetune.notice import INTERRUPTED, Preempted
 from prefinetune.safety import visible, without_secrets
 
 if TYPE_CHECKING:
-    from prefinetune.compare import Start
     from prefinetune.display import Display
     from prefinetune.plan import RunPlan
+    from prefinetune.start import Start
 
 
 class Verbs(TyperGroup):

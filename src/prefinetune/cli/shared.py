@@ -16,8 +16,8 @@ from prefinetune.errors import InputError
 from prefinetune.safety import visible
 
 if TYPE_CHECKING:
-    from prefinetune.compare import Start
     from prefinetune.display import Terminal
+    from prefinetune.start import Start
     from prefinetune.task import Suite
 
 
@@ -191,8 +191,8 @@ def parse_counts(text: str) -> list[int | float | None]:
 
 def parse_arm(text: str) -> tuple[str, Start]:
     """NAME=START, or NAME=START:objective.FIELD=VALUE where the arm's fine-tunings have an objective of their own."""
-    from prefinetune.compare import Start
     from prefinetune.config import make_config
+    from prefinetune.start import Start
 
     named, *own = re.split(r":(?=[a-z_]+\.[a-z0-9_]+=)", text)
     name, _, place = named.partition("=")

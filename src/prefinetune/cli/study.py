@@ -25,7 +25,7 @@ from prefinetune.cli.shared import (
 from prefinetune.errors import InputError
 
 if TYPE_CHECKING:
-    from prefinetune.compare import Start
+    from prefinetune.start import Start
 
 study_app = typer.Typer(
     help="Many pre-finetunings that differ in one thing, and what that does to tasks with few labels. A study writes its "

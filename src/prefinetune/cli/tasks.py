@@ -204,7 +204,7 @@ def tokenizer_for(model: str, suite: Suite) -> Tokenizer | None:
     if not model:
         return None
     from prefinetune.config import DataSettings
-    from prefinetune.train import model_tokenizer
+    from prefinetune.start import model_tokenizer
 
     return model_tokenizer(model, suite.tasks, DataSettings())
 
