@@ -150,21 +150,25 @@ def test_ctrl_c_reaches_all_processes_of_torchrun_once_and_all_save(world, tiny_
     assert RunFolder(out).metrics()[-1]["step"] == done
 
 
-def test_ctrl_c_finishes_cells_that_run_side_by_side_and_twice_does_not_wait_for_them(world, tiny_model):
+def test_a_notice_finishes_cells_that_run_side_by_side_and_ctrl_c_twice_does_not_wait_for_them(world, tiny_model):
     command = [
         sys.executable, "-m", "prefinetune", "compare", world / "2.yaml", "train.updates=20", "--from", tiny_model,
         "--base", tiny_model, "--labels", "16", "--seeds", "50", "--grid", "1e-3", "--processes", "2", "-o", world / "out",
         "--cache", world / "cache",
     ]  # fmt: skip
     cells = world / "out" / "results.jsonl"
-    with started(command, start_new_session=True) as process:
-        wait_for(cells, process)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-        said = process.communicate(timeout=120)[1]
-    assert process.returncode == 130, said
-    count = len(read_records(cells))
-    assert f"{count:,} of 100 cells are done and stay in {world / 'out'}; go on with the same command" in said
-    assert "Traceback" not in said
+    count = 0
+    for told, code in ((signal.SIGINT, 130), (signal.SIGTERM, 0)):
+        with started(command, start_new_session=True) as process:
+            while len(read_records(cells)) == count:
+                assert process.poll() is None, process.communicate()[1]
+                time.sleep(0.05)
+            os.killpg(process.pid, told)  # as a terminal and a cluster do: to all of them
+            said = process.communicate(timeout=120)[1]
+        assert process.returncode == code, said
+        count = len(read_records(cells))
+        assert f"{count:,} of 100 cells are done and stay in {world / 'out'}; go on with the same command" in said
+        assert "Traceback" not in said
     command[command.index("train.updates=20")] = "train.updates=1000000"
     command[command.index(world / "out")] = world / "long"
     with started(command, start_new_session=True) as process:

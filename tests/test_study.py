@@ -467,6 +467,26 @@ def test_a_time_needs_speed_which_is_measured_by_a_trial_or_by_finished_runs(go,
     assert "of 2 finished runs" in grown.protocol["costs"]["speed"]
 
 
+def test_speed_is_that_of_all_trainings_that_run_side_by_side(go, monkeypatch):
+    def ran(jobs, processes, display):
+        for number, job in enumerate(jobs, 1):
+            job.folder.mkdir(parents=True)
+            (job.folder / "metrics.jsonl").write_text(json.dumps({"examples_per_second": 100.0 * number}) + "\n")
+        assert len(jobs) == processes == 3
+        return {}
+
+    monkeypatch.setattr(module, "side_by_side", ran)
+    costs = go(plan_only=True, budget="2h", controls=("further",), processes=3).protocol["costs"]
+    assert costs["examples_per_second"] == 600
+    assert "3 side by side" in costs["speed"]
+
+
+def test_a_trial_that_cannot_be_run_says_why(go, monkeypatch):
+    monkeypatch.setattr(module, "side_by_side", lambda jobs, *_: {jobs[0].name: InputError("out of memory")})
+    with pytest.raises(InputError, match="out of memory"):
+        go(plan_only=True, budget="2h", controls=("further",))
+
+
 @pytest.mark.parametrize(
     ("text", "amount"),
     [("2h", (7200, "seconds")), ("90m", (5400, "seconds")), ("1.5 h", (5400, "seconds")), ("45s", (45, "seconds")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from prefinetune.errors import InputError, listing
 from prefinetune.evidence import Comparison, best_rates, planned_cells, read_comparison, read_plan, rows_file
 from prefinetune.finetune import DEFAULTS, Prepared, learn, prepare_task, with_length
 from prefinetune.lineage import entries, seen_rows
-from prefinetune.notice import Notice, Preempted
+from prefinetune.notice import CLUSTER, Notice, Preempted
 from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.results import append, digest_of, environment, now, read_records, set_torn_aside, write
 from prefinetune.start import Start, as_start, model_folder, model_tokenizer, weights_digest
@@ -363,7 +364,7 @@ def run_missing(cells: Sequence[Cell], folder: Path, run: Runner, unit: str, dis
     """Run the cells that results.jsonl does not hold, and write each as soon as it is done.
 
     Raises:
-        Preempted: Ctrl-C was pressed; cells that were being run are finished, and stay.
+        Preempted: we were told to go (SIGTERM, SIGUSR1, Ctrl-C); cells that were being run are finished, and stay.
     """
     done = {record.get("digest") for record in read_records(folder / "results.jsonl")}
     wanted = [cell for cell in cells if cell.digest not in done]
@@ -372,7 +373,7 @@ def run_missing(cells: Sequence[Cell], folder: Path, run: Runner, unit: str, dis
     if there := len(cells) - len(wanted):
         display.say(f"{there} of {len(cells)} {unit} are there already")
     finishing = "finishing the cells that are being run; what is finished stays"
-    with display.counting(unit, len(wanted)) as advance, Notice(finishing, signals=()) as notice:
+    with display.counting(unit, len(wanted)) as advance, Notice(finishing) as notice:
         for record, rows in run(wanted, notice):
             if rows is not None:  # first, so that a line in results.jsonl means that they are there
                 save_rows(rows_file(folder, record["digest"]), rows)
@@ -427,6 +428,8 @@ worker_bench: Bench  # of a worker process
 
 def keep_bench(bench: Bench) -> None:
     global worker_bench
+    for number in CLUSTER:  # which clusters send to all of a job; the parent decides what becomes of us
+        signal.signal(number, signal.SIG_IGN)
     worker_bench = bench
 
 

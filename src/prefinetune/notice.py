@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -43,12 +42,10 @@ class Notice:
     Args:
         finishing: what will be finished, as the answer to Ctrl-C says it.
         active: whether what is done could be saved.
-        signals: those that are a notice beside Ctrl-C.
     """
 
-    def __init__(self, finishing: str, active: bool = True, signals: Sequence[signal.Signals] = CLUSTER) -> None:
+    def __init__(self, finishing: str, active: bool = True) -> None:
         self.finishing, self.active = finishing, active
-        self.signals = [*signals, signal.SIGINT]
         self.given: str | None = None  # the signal's name
         self._before: dict[int, Any] = {}
 
@@ -62,7 +59,7 @@ class Notice:
     def __enter__(self) -> Notice:
         # In other threads Python does not let signals be handled.
         if self.active and threading.current_thread() is threading.main_thread():
-            for number in self.signals:
+            for number in (*CLUSTER, signal.SIGINT):
                 if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # whoever ignores it goes on doing so
                     self._before[number] = signal.signal(number, self._take_down)
         return self

@@ -412,10 +412,14 @@ class Lab:
         train_settings = {"updates": TRIAL, "log_every": TRIAL // 2, "checkpoint_every": None, "evaluate_every": None,
                           "evaluation_rows": 1}  # fmt: skip
         config = make_config(self.config.model_dump(), {"train": train_settings})
+        names = [task.name for task in self.tasks]
         with tempfile.TemporaryDirectory() as folder:
-            self.training(Path(folder) / "trial", [task.name for task in self.tasks], 0, config, self.cells.names).run()
-            last = read_records(Path(folder) / "trial" / "metrics.jsonl")[-1]
-        return last["examples_per_second"], f"of the second half of {TRIAL} updates of the base run"
+            places = [Path(folder) / f"trial {number + 1}" for number in range(self.processes)]
+            trials = [Job(place.name, place, self.training(place, names, 0, config, self.cells.names).run) for place in places]
+            for problem in side_by_side(trials, self.processes, Display(quiet=True)).values():
+                raise problem
+            rate = sum(read_records(place / "metrics.jsonl")[-1]["examples_per_second"] for place in places)
+        return rate, f"of the second half of {TRIAL} updates of the base run, {self.processes} side by side"
 
     def training(self, run: Path, names: Sequence[str], texts: int, config: Config, against: Sequence[str]) -> Training:
         """The call of `train` that an arm stands for."""
