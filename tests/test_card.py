@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from prefinetune.card import VERDICTS, escaped, fenced, one_line, table, write_card
+from prefinetune.card import VERDICTS, write_card
 from prefinetune.catalog import catalog
 from prefinetune.emissions import FILE, measured
 from prefinetune.errors import InputError
 from prefinetune.families import FAMILIES, Classification
 from prefinetune.finetune import finetune
 from prefinetune.licenses import read_license, together
+from prefinetune.markdown import escaped, fenced, one_line, table
 from prefinetune.results import RunFolder, read_records
 from prefinetune.safety import visible
 from prefinetune.sources import Rows

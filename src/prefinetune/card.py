@@ -7,13 +7,12 @@ commands) is text: it ends no table, begins no HTML and adds no field.
 
 from __future__ import annotations
 
-import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,7 +21,9 @@ from prefinetune.emissions import FILE as EMISSIONS
 from prefinetune.environment import without_home
 from prefinetune.errors import InputError, listing
 from prefinetune.families import FAMILIES
+from prefinetune.judged import evidence_beside, read_evidence
 from prefinetune.licenses import TERMS, together
+from prefinetune.markdown import Raw, called, escaped, fenced, last_part, linked, number, one_line, table
 from prefinetune.results import read_records, write
 from prefinetune.safety import visible, without_secrets
 
@@ -59,10 +60,6 @@ MUPPET = """@inproceedings{aghajanyan-etal-2021-muppet,
   archivePrefix = "arXiv",
 }"""
 R3F = "R3F: Aghajanyan et al. 2020, arXiv 2008.03156"
-PAPERS = (  # identifiers of papers in citations, and where those are
-    (re.compile(r"arXiv ((?:[\w-]+/)?\d{4}\.?\d{3,5})"), "https://arxiv.org/abs/"),
-    (re.compile(r"\b([A-Z]\d{2}-\d{4}|\d{4}\.[a-z]+-[a-z]+\.\d+)\b"), "https://aclanthology.org/"),
-)
 
 
 def write_card(
@@ -140,98 +137,6 @@ def hub_of(entry: Mapping[str, Any]) -> Hub | None:
     told = entry.get("origin", entry["source"])
     found = read_source(told, Path(), entry["name"]) if isinstance(told, str) and re.match("hub:.", told) else None
     return found if isinstance(found, Hub) else None
-
-
-# ---- what it changed
-
-
-class Finding(NamedTuple):
-    """What pre-finetuning changed on a task at a number of labels."""
-
-    task: str
-    at: str
-    metric: str
-    base: float  # mean score from the model it started from
-    score: float  # mean score from the pre-finetuned model
-    effect: Effect
-
-
-class Evidence(NamedTuple):
-    """A comparison or a study."""
-
-    name: str  # of its folder
-    told: str  # what it is
-    sentences: Sequence[str]
-    findings: Sequence[Finding]
-    missing: int  # planned and not done
-
-
-def read_evidence(folder: Path, runs: Sequence[Path]) -> Evidence:
-    """What a folder says of a run: that a comparison judges, or that is of the kind a study judges.
-
-    Raises:
-        InputError: it holds neither, or a comparison of another run.
-    """
-    if (folder / "comparison.json").exists():
-        from prefinetune.evidence import read_comparison
-
-        one = read_comparison(folder)
-        if not judges(one.plan, runs) and not same_weights(one.plan, runs):
-            start = one.plan["arms"][one.treated]["start"]
-            raise InputError(f"{folder} judges {start!r}; expected a comparison of {listing(runs)}")
-        findings = [
-            Finding(line.task, line.at, line.metric, line.mean(one.base), line.mean(one.treated), line.effects[one.base])
-            for line in one.lines
-            if one.base in line.effects
-        ]
-        base = called(one.plan["arms"][one.base]["start"])
-        told = f"a comparison with {base}: every task is fine-tuned from both, {len(one.plan['seeds'])} seeds each"
-        return Evidence(folder.resolve().name, told, one.sentences(), findings, len(one.missing))
-    if (folder / "study.json").exists():
-        from prefinetune.study_results import read_study
-
-        study = read_study(folder)
-        readings = [reading for reading in study.readings if study.groups[reading.group].role == "main"]
-        findings = []
-        for reading in readings:
-            for target in reading.targets:
-                ours, theirs = (float(side.mean()) for side in target.means)
-                findings.append(Finding(target.task, reading.at, target.metric, theirs, ours, target.effect))
-        told = f"a study of the method, against {called(study.protocol['model'])}: several pre-finetunings, several seeds each"
-        return Evidence(folder.resolve().name, told, study.sentences(), findings, len(study.missing))
-    raise InputError(f"{folder} holds no comparison and no study; expected what `prefinetune compare` or `study` wrote")
-
-
-def judges(plan: Mapping[str, Any], runs: Sequence[Path]) -> bool:
-    """Whether a comparison judges one of these runs, by its place."""
-    from prefinetune.report.read import starts
-
-    return starts(plan).get(plan["treated"]) in [run.resolve() for run in runs]
-
-
-def same_weights(plan: Mapping[str, Any], runs: Sequence[Path]) -> bool:
-    """The same for a run that was moved."""
-    from prefinetune.start import weights_digest
-
-    return plan["arms"][plan["treated"]]["weights"] in [weights_digest(run) for run in runs]
-
-
-def evidence_beside(runs: Sequence[Path]) -> list[Path]:
-    """Comparisons that stand beside a run and judge it, and the study that it is a part of."""
-    from prefinetune.evidence import read_plan
-    from prefinetune.report.read import DAMAGE
-
-    found = []
-    for run in (run.resolve() for run in runs):
-        for path in sorted(run.parent.glob("*/comparison.json")):
-            try:
-                if judges(read_plan(path.parent), [run]):
-                    found.append(path.parent)
-            except DAMAGE:  # which run it judged cannot be told, so it tells nothing of this one
-                continue
-        if (run.parent.parent / "study.json").exists():
-            found.append(run.parent.parent)
-    return found
 
 
 # ---- the card
@@ -560,43 +465,6 @@ class Card:
         )
 
 
-# ---- texts of others in Markdown
-
-
-class Raw(str):
-    """A text that is Markdown already."""
-
-
-def one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
-def escaped(text: object) -> str:
-    """A text as Markdown shows it: in one line, and nothing in it is markup."""
-    plain = html.escape(visible(one_line(text)), quote=False)
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", plain)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; cells that are not Raw are texts."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(one if isinstance(one, Raw) else escaped(one) for one in line)} |" for line in lines)
-
-
-def fenced(text: str, language: str) -> str:
-    """A block of code, whatever stands in it."""
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def linked(cite: str) -> str:
-    """A citation, its identifiers of papers as links."""
-    text = escaped(cite)
-    for pattern, place in PAPERS:
-        text = pattern.sub(rf"[\g<0>]({place}\1)", text)
-    return text
-
-
 def origin_cell(entry: Mapping[str, Any]) -> str:
     """Where a dataset's rows are: on the hub with the revision, or what its file was called; no path of the user's."""
     hub = hub_of(entry)
@@ -610,20 +478,5 @@ def origin_cell(entry: Mapping[str, Any]) -> str:
     return escaped(listing(last_part(path) if is_path else path for path in paths))
 
 
-def last_part(path: object) -> str:
-    """What a file or folder is called, without where it is."""
-    return re.split(r"[/\\]", str(path).rstrip("/\\"))[-1]
-
-
-def called(start: object) -> str:
-    """What a starting point is called: a name of the hub, or the folder without where it is."""
-    path = Path(str(start))
-    return last_part(path.parent if path.name == "model" else path) if path.is_absolute() or path.exists() else str(start)
-
-
 def interval(effect: Effect) -> str:
     return "none" if effect.low is None or effect.high is None else f"{effect.low:+.3f} to {effect.high:+.3f}"
-
-
-def number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if isinstance(value, float) else ""
