@@ -124,6 +124,23 @@ def test_a_fine_tuning_and_a_comparison_do_the_same(spoiled, tmp_path, tiny_mode
     assert [(one["task"], one["row"]) for one in found] == [*(("intent", row) for _, _, row, _, _ in EXPECTED), ("other", 7)]
 
 
+def test_of_a_large_test_split_a_part_may_be_scored_the_same_for_every_start(spoiled, tmp_path, tiny_model, cache):
+    task = task_of(spoiled["train"], test=write_table(tmp_path / "test.csv", 150, {}, seed=2))
+    scored = {}
+    for most in (None, 40):
+        config = {**SMALL, "train": {**SMALL["train"], "test_rows": most}}
+        record = finetune(task, tiny_model, tmp_path / str(most), config=config).record
+        scored[most] = {line["row"]: line for line in lines(tmp_path / str(most) / "predictions" / "intent.jsonl")}
+        assert len(scored[most]) == record["rows"]
+    assert scored[40].items() <= scored[None].items()  # the same answers
+    assert list(scored[None]) == list(range(150))
+    gaps = np.diff(list(scored[40]))
+    assert len(gaps) == 39
+    assert set(gaps.tolist()) == {3, 4}  # evenly over the split
+    counts = yaml.safe_load((tmp_path / "40" / "suite.yaml").read_text())["tasks"][0]["rows"]["test"]
+    assert counts == {"rows": 150, "evaluation_rows": 110, "stored": 40}
+
+
 @pytest.mark.parametrize("role", ["train", "validation"])
 @pytest.mark.parametrize("verb", ["train", "finetune", "compare"])
 def test_too_many_bad_rows_stop_every_verb_before_it_claims_its_folder(verb, role, spoiled, tmp_path, tiny_model, cache):

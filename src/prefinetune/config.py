@@ -124,6 +124,7 @@ class TrainSettings(Section):
     keep_checkpoints: int = Field(2, gt=0)
     evaluate_every: int | None = Field(None, gt=0, description="updates between evaluations; only at the end when left out")
     evaluation_rows: int | None = Field(500, gt=0, description="most validation rows of a task scored")
+    test_rows: int | None = Field(None, gt=0, description="most test rows scored by finetune and compare; all when left out")
     affinity_every: int | None = Field(
         None,
         gt=0,
@@ -156,7 +157,7 @@ OPERATIONAL = {
 # Settings that older runs did not have: at its default each leaves the digest as it was without it, so that they go on.
 ADDED = {
     "objective": ("scaling", "heads", "balancing"), "optimizer": ("uncertainty_learning_rate",),
-    "lora": ("rank", "alpha", "dropout", "targets"),
+    "lora": ("rank", "alpha", "dropout", "targets"), "train": ("test_rows",),
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from prefinetune import launcher
 from prefinetune.card import write_card
-from prefinetune.config import Config, make_config
+from prefinetune.config import Config, TrainSettings, make_config
 from prefinetune.display import Display
 from prefinetune.errors import InputError
 from prefinetune.evaluate import predict, readable
@@ -176,7 +176,7 @@ def prepare_task(
         opened = opened.without(role, rows)
     with display.counting("rows prepared", len(opened.split("train"))) as advance:
         store = build_store(opened, "train", tokenizer, Path(cache) if cache else None, advance)
-    selection, scored, split, accounts = held_out(opened, tokenizer, config.train.evaluation_rows)
+    selection, scored, split, accounts = held_out(opened, tokenizer, config.train)
     return Prepared(opened, tokenizer, store, selection, scored, split, [store.account, *accounts])
 
 
@@ -271,12 +271,12 @@ def choose(store: Store, family: Family, labels: int | float | None, seed: int) 
 
 
 def held_out(
-    opened: OpenTask, tokenizer: Tokenizer, most: int | None
+    opened: OpenTask, tokenizer: Tokenizer, settings: TrainSettings
 ) -> tuple[Sequence[Encoded], Sequence[Encoded], str, list[Account]]:
     """(examples for early stopping, examples to score, what the latter are, what became of the rows of each role)."""
-    validation = encode_split(opened, "validation", tokenizer, most)
+    validation = encode_split(opened, "validation", tokenizer, settings.evaluation_rows)
     if "test" in opened.roles:
-        test = encode_split(opened, "test", tokenizer)
+        test = encode_split(opened, "test", tokenizer, settings.test_rows)
         return validation, test, "test", [validation.account, test.account]
     if len(validation) < 2:
         raise InputError(f"{opened.split('validation').place}: too few rows to stop early on some and score others")

@@ -26,7 +26,7 @@ RULES = {  # every row of a role is under exactly one of these
     LEAK: "training rows that show evaluation rows",
     HELD_OUT: "held out for validation",
     BEYOND_MOST: "beyond data.max_rows",
-    NOT_SCORED: "beyond train.evaluation_rows",
+    NOT_SCORED: "beyond train.evaluation_rows or train.test_rows",
     NO_LABEL: "without a label, as the record's `skip` says",
     SET_ASIDE: f"of no use; {QUARANTINE} says why",
     STORED: "made into examples",

@@ -274,7 +274,9 @@ class Cells:
         for task in self.tasks:
             opened = open_task(task, self.data_root, self.settings.data.max_rows, self.settings.data.bad_rows, self.cache)
             total = len(opened.split("train"))
-            scored = len(opened.split("test" if "test" in opened.roles else "validation"))
+            is_test = "test" in opened.roles
+            scored = len(opened.split("test" if is_test else "validation"))
+            scored = min(scored, (self.settings.train.test_rows if is_test else None) or scored)
             chosen_on = min(len(opened.split("validation")), self.settings.train.evaluation_rows or total)
             for count in {examples_of(asked_for(at), total) for at in protocol["labels"]}:
                 if 1 <= count <= total:
