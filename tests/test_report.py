@@ -21,7 +21,7 @@ from prefinetune.config import Config
 from prefinetune.errors import InputError
 from prefinetune.report import list_runs, write_report
 from prefinetune.report.charts import TaskList, Views, gain_chart, loss_chart, loss_lines, score_panels, share_chart, speed_charts
-from prefinetune.report.page import missing_words
+from prefinetune.report.comparisons import missing_words
 from prefinetune.report.read import read_folders, read_run
 
 NASTY = [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from prefinetune.affinity import Affinity
 from prefinetune.report.charts import GROUPS, TaskList, labels_words, loss_chart, loss_lines
 from prefinetune.report.markup import Markup, listed, markup, tag
+from prefinetune.report.page import Page
 from prefinetune.report.parts import (
     chance,
     counted,
@@ -29,9 +30,6 @@ from prefinetune.report.study_charts import controls_of, curve_chart, forest_cha
 from prefinetune.statistics import Effect
 from prefinetune.study_results import BASE, Reading, Restarts, StudyResults, TargetGain
 
-if TYPE_CHECKING:
-    from prefinetune.report.page import Page
-
 QUESTIONS = {
     "scale": "How many tasks does it take?",
     "labels": "With how many labels does it help?",
@@ -47,6 +45,19 @@ READING = (
     "The interval of a mean allows for other targets, other checkpoints and other seeds; that of one target for other "
     "checkpoints, seeds and test rows."
 )
+
+
+def study_verdict(page: Page, studied: Studied) -> Markup:
+    """What a study justifies, harm first, and at once what it lacks."""
+    study = studied.results
+    parts: list[Any] = [tag("p", f"Study of {study.kind} · {studied.name}", class_="kicker")]
+    sentences = study.sentences() or ["No group of this study can be compared yet, so nothing can be said."]
+    parts += [tag("p", sentence, class_="said") for sentence in sentences]
+    if study.missing:
+        words = f"Not everything was run: {len(study.missing)} line{'s' * (len(study.missing) > 1)} in "
+        parts.append(tag("p", words, tag("a", "what was left out", href=f"#{page.study_place(studied)}-missing"), ".",
+                         class_="notice"))  # fmt: skip
+    return tag("div", parts, class_="verdict")
 
 
 def study_sections(page: Page, studied: Studied) -> Markup:
