@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from prefinetune.cache import PREFIX, building, sweep
 from prefinetune.compare import compare
+from prefinetune.config import make_config
 from prefinetune.display import Display
 from prefinetune.errors import FieldError, InputError
 from prefinetune.families import Choice, Classification, MultiLabel, Regression
-from prefinetune.finetune import finetune
+from prefinetune.finetune import finetune, held_out
 from prefinetune.quarantine import Account, Fault
 from prefinetune.sources import Files, Hub, Rows, open_task
 from prefinetune.store import build_store, encode_split
@@ -139,6 +140,23 @@ def test_of_a_large_test_split_a_part_may_be_scored_the_same_for_every_start(spo
     assert set(gaps.tolist()) == {3, 4}  # evenly over the split
     counts = yaml.safe_load((tmp_path / "40" / "suite.yaml").read_text())["tasks"][0]["rows"]["test"]
     assert counts == {"rows": 150, "evaluation_rows": 110, "stored": 40}
+
+
+def test_without_a_test_split_half_the_validation_rows_are_scored_however_few_choose_when_to_stop(
+    spoiled, tmp_path, tiny_model, tokenizer, cache
+):
+    task = task_of(spoiled["train"], validation=spoiled["validation"])
+    for train_settings, rows in (({"evaluation_rows": 10}, 74), ({"evaluation_rows": 10, "test_rows": 20}, 20)):
+        config = {**SMALL, "train": {**SMALL["train"], **train_settings}}
+        record = finetune(task, tiny_model, tmp_path / str(rows), config=config).record
+        assert (record["split"], record["rows"]) == ("validation, the half not used for early stopping", rows)
+        scored = {line["row"] for line in lines(tmp_path / str(rows) / "predictions" / "intent.jsonl")}
+        assert len(scored) == rows
+        opened = open_task(task, cache=cache)
+        watched, again, *_ = held_out(opened, tokenizer, make_config(config).train)
+        assert len(watched) == 10
+        assert {one.source for one in again} == scored
+        assert not scored & {one.source for one in watched}
 
 
 @pytest.mark.parametrize("role", ["train", "validation"])

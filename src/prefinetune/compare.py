@@ -209,7 +209,8 @@ def plan_task(
     prepared = [bench.read(task.name, where, display) for where in starts.values()]
     opened, total = prepared[0].opened, min(len(one.store) for one in prepared)
     role = "test" if "test" in opened.roles else "validation"
-    bench.data[task.name] = digest_of([opened.digest("train"), opened.digest(role), opened.family.identity()])
+    halved = [] if role == "test" else [prepared[0].split]
+    bench.data[task.name] = digest_of([opened.digest("train"), opened.digest(role), opened.family.identity(), *halved])
     if hidden := len(bench.seen[task.name].get(role, ())):
         rows = f"{hidden:,} of {len(opened.split(role)) + hidden:,} {role} rows"
         plan["left_out"].append(f"{task.name}: {rows}, on which an arm was trained; no arm is scored on them")

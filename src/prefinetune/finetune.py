@@ -273,12 +273,22 @@ def choose(store: Store, family: Family, labels: int | float | None, seed: int) 
 def held_out(
     opened: OpenTask, tokenizer: Tokenizer, settings: TrainSettings
 ) -> tuple[Sequence[Encoded], Sequence[Encoded], str, list[Account]]:
-    """(examples for early stopping, examples to score, what the latter are, what became of the rows of each role)."""
-    validation = encode_split(opened, "validation", tokenizer, settings.evaluation_rows)
+    """(examples for early stopping, examples to score, what the latter are, what became of the rows of each role). Without a test
+    split, the validation split is halved for them."""
     if "test" in opened.roles:
+        validation = encode_split(opened, "validation", tokenizer, settings.evaluation_rows)
         test = encode_split(opened, "test", tokenizer, settings.test_rows)
         return validation, test, "test", [validation.account, test.account]
+    validation = encode_split(opened, "validation", tokenizer)
     if len(validation) < 2:
         raise InputError(f"{opened.split('validation').place}: too few rows to stop early on some and score others")
     half = "validation, the half not used for early stopping"
-    return validation[::2], validation[1::2], half, [validation.account]
+    selection, scored = validation[::2], validation[1::2]
+    return spread(selection, settings.evaluation_rows), spread(scored, settings.test_rows), half, [validation.account]
+
+
+def spread(examples: Sequence[Encoded], most: int | None) -> Sequence[Encoded]:
+    """At most so many examples, evenly over all."""
+    if most is None or len(examples) <= most:
+        return examples
+    return [examples[index] for index in np.linspace(0, len(examples) - 1, most).astype(int).tolist()]

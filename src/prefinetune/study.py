@@ -274,10 +274,10 @@ class Cells:
         for task in self.tasks:
             opened = open_task(task, self.data_root, self.settings.data.max_rows, self.settings.data.bad_rows, self.cache)
             total = len(opened.split("train"))
-            is_test = "test" in opened.roles
-            scored = len(opened.split("test" if is_test else "validation"))
-            scored = min(scored, (self.settings.train.test_rows if is_test else None) or scored)
-            chosen_on = min(len(opened.split("validation")), self.settings.train.evaluation_rows or total)
+            validation, train = len(opened.split("validation")), self.settings.train
+            scored = len(opened.split("test")) if "test" in opened.roles else validation // 2  # see finetune.held_out
+            chosen_on = validation if "test" in opened.roles else validation - scored
+            scored, chosen_on = min(scored, train.test_rows or scored), min(chosen_on, train.evaluation_rows or chosen_on)
             for count in {examples_of(asked_for(at), total) for at in protocol["labels"]}:
                 if 1 <= count <= total:
                     config = self.bench.config(count, 0, self.grid[0])
