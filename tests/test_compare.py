@@ -17,7 +17,7 @@ from prefinetune.config import make_config
 from prefinetune.errors import InputError
 from prefinetune.evidence import read_comparison, rows_file
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
-from prefinetune.results import digest_of, read_records
+from prefinetune.results import digest_of, read_records, writing_alone
 from prefinetune.start import Start
 
 QUICK = {"optimizer": {"warmup": 0.1}, "train": {"updates": 3, "evaluation_rows": 20}}
@@ -310,6 +310,15 @@ def test_rows_that_were_written_are_rows_that_were_scored(compare, tmp_path):
         rows = np.load(rows_file(tmp_path / "out", record["digest"]), allow_pickle=False)
         assert len(rows) == record["rows"]
         assert rows[:, 0].mean() == pytest.approx(record["score"])
+
+
+def test_two_processes_do_not_run_cells_of_one_comparison(compare, learned, tmp_path):
+    small = {"labels": (16,), "seeds": 1, "grid": (1e-3,)}
+    with writing_alone(tmp_path / "out"), pytest.raises(InputError, match="out is in use: another process is writing to it"):
+        compare(**small)
+    assert not learned
+    compare(**small)  # what a process that died leaves behind is in nobody's way
+    assert len(learned) == len(read_records(tmp_path / "out" / "results.jsonl")) == 4
 
 
 # ---- an arm with an objective of its own

@@ -12,7 +12,7 @@ import microworld
 from prefinetune.config import make_config
 from prefinetune.errors import InputError
 from prefinetune.families import Classification
-from prefinetune.results import read_records
+from prefinetune.results import read_records, writing_alone
 from prefinetune.sources import Hub, Rows
 from prefinetune.study import parse_budget, portable, study
 from prefinetune.study_design import cap_for, make_design
@@ -465,6 +465,14 @@ def test_a_time_needs_speed_which_is_measured_by_a_trial_or_by_finished_runs(go,
     go(budget="2h", controls=("further",))
     grown = go(plan_only=True, budget="3h", members=2, controls=("further",))
     assert "of 2 finished runs" in grown.protocol["costs"]["speed"]
+
+
+def test_two_processes_do_not_run_one_study(go, ran, tmp_path):
+    with writing_alone(tmp_path / "out"), pytest.raises(InputError, match="out is in use: another process is writing to it"):
+        go(controls=())
+    assert ran == ([], [])
+    assert not (tmp_path / "out" / "study.json").exists()
+    assert go(plan_only=True, controls=()).protocol["arms"]
 
 
 def test_speed_is_that_of_all_trainings_that_run_side_by_side(go, monkeypatch):

@@ -27,7 +27,17 @@ from prefinetune.finetune import DEFAULTS, Prepared, learn, prepare_task, with_l
 from prefinetune.lineage import entries, seen_rows
 from prefinetune.notice import CLUSTER, Notice, Preempted
 from prefinetune.quarantine import Account, write_quarantine
-from prefinetune.results import append, digest_of, environment, now, read_records, set_torn_aside, write
+from prefinetune.results import (
+    append,
+    digest_of,
+    environment,
+    now,
+    read_records,
+    refuse_others,
+    set_torn_aside,
+    write,
+    writing_alone,
+)
 from prefinetune.start import Start, as_start, model_folder, model_tokenizer, weights_digest
 from prefinetune.store import Store
 from prefinetune.task import Task, find_task
@@ -91,26 +101,29 @@ def compare(
         processes: cells that run side by side, with an equal share of the cores each.
 
     Raises:
-        InputError: anything in tasks, data, models or settings that cannot be used, or a folder that holds another comparison.
+        InputError: anything in tasks, data, models or settings that cannot be used, or a folder that holds another comparison,
+            or that another process is writing to.
     """
     display, folder = display or Display(quiet=True), Path(out)
     plan, bench, accounts = plan_comparison(
         tasks, start, base, arms, treated, labels, seeds, grid, tuning_seeds, config, data_root, cache, display
     )
-    claim(folder, plan, display)
-    write_quarantine(folder, accounts)
-    for line in filter(None, (account.told() for account in accounts)):
-        display.say(line)
+    refuse_others(folder, "comparison.json", "comparison")
+    with writing_alone(folder):
+        claim(folder, plan, display)
+        write_quarantine(folder, accounts)
+        for line in filter(None, (account.told() for account in accounts)):
+            display.say(line)
 
-    cells = list(tuning_cells(plan, bench))
-    display.say(
-        f"{len(plan['tasks'])} tasks x {len(plan['labels'])} label counts x {len(plan['arms'])} arms x {seeds} seeds; the "
-        f"learning rate is chosen on the base arm from {listing(plan['grid'])} ({len(cells)} cells)"
-    )
-    with cell_runner(bench, processes) as run:
-        run_missing(cells, folder, run, "tuning cells", display)
-        rates = best_rates(plan, read_records(folder / "results.jsonl"))
-        run_missing(list(compared_cells(plan, bench, rates)), folder, run, "cells", display)
+        cells = list(tuning_cells(plan, bench))
+        display.say(
+            f"{len(plan['tasks'])} tasks x {len(plan['labels'])} label counts x {len(plan['arms'])} arms x {seeds} seeds; the "
+            f"learning rate is chosen on the base arm from {listing(plan['grid'])} ({len(cells)} cells)"
+        )
+        with cell_runner(bench, processes) as run:
+            run_missing(cells, folder, run, "tuning cells", display)
+            rates = best_rates(plan, read_records(folder / "results.jsonl"))
+            run_missing(list(compared_cells(plan, bench, rates)), folder, run, "cells", display)
     return read_comparison(folder)
 
 
@@ -262,8 +275,6 @@ def claim(folder: Path, plan: Mapping[str, Any], display: Display) -> None:
                 f"{folder} already holds another comparison (it differs in {listing(differing)}); choose another --out"
             )
         plan = {**plan, "started": known["started"]}
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and holds something that is no comparison; choose another --out")
     (folder / "rows").mkdir(parents=True, exist_ok=True)
     for number, _ in set_torn_aside(folder / "results.jsonl"):
         display.say(f"results.jsonl: line {number} was half-written; it is now in results.jsonl.torn, and its cell runs again")

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from filelock import FileLock, Timeout
-
 from prefinetune.checkpoint import sync
 from prefinetune.display import Display
 from prefinetune.errors import InputError, listing
@@ -24,7 +22,7 @@ from prefinetune.families.base import Field
 from prefinetune.load import AT_ONCE, About, Loaded, adapted, open_rows
 from prefinetune.quarantine import Fault
 from prefinetune.readers import file_digest
-from prefinetune.results import write
+from prefinetune.results import write, writing_alone
 from prefinetune.sources import Split
 from prefinetune.store import iter_ahead
 
@@ -121,21 +119,14 @@ def claimed(parts: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     Raises:
         InputError: another process is writing to it.
     """
-    parts.mkdir(exist_ok=True)
-    lock, about = FileLock(parts / ".lock", timeout=0), parts / "about.json"  # the system takes it back from a process that dies
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"{parts} is in use: another process is predicting into it; wait, or choose another --out") from None
-    try:
+    about = parts / "about.json"
+    with writing_alone(parts):
         known = json.dumps(identity, sort_keys=True)
         if not about.exists() or about.read_text() != known:
             for old in parts.glob("*.parquet"):
                 old.unlink()
             write(about, known)
         yield parts
-    finally:
-        lock.release()
 
 
 def model_digest(about: About) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prefinetune.config import Config
     from prefinetune.tracking import Tracking
 
-LOCK = ".lock"  # held while a process writes to a run
+LOCK = ".lock"  # in a folder, held while a process writes to it
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # what a system says of a disk that is full or broken
 
 
@@ -51,26 +51,18 @@ class RunFolder:
         claimed = any((self.path / name).exists() for name in (LOCK, "run.json"))  # by us: a process may have died in between
         if self.path.exists() and not claimed and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(f"{self.path} exists and holds something that is not a run; choose another --out")
-        lock = FileLock(self.path / LOCK, timeout=0)  # the system takes it back from a process that dies
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise InputError(f"{self.path} is in use: another process is writing to it; wait, or choose another --out") from None
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written to ({error.strerror}); choose another --out") from error
-        try:
-            self._start(identity, config, suite, resume)
-            yield
-        except OSError as error:
-            if error.errno not in DISK:
-                raise
-            where = error.filename or self.path
-            raise InputError(f"{where}: {error.strerror}; put that right and go on with --resume") from error
-        finally:
-            if self.tracking:
-                self.tracking.finish()
-            lock.release()
+        with writing_alone(self.path):
+            try:
+                self._start(identity, config, suite, resume)
+                yield
+            except OSError as error:
+                if error.errno not in DISK:
+                    raise
+                where = error.filename or self.path
+                raise InputError(f"{where}: {error.strerror}; put that right and go on with --resume") from error
+            finally:
+                if self.tracking:
+                    self.tracking.finish()
 
     def _start(self, identity: Mapping[str, Any], config: str, suite: Any, resume: bool) -> None:
         there = self.path / "run.json"
@@ -147,6 +139,43 @@ class RunFolder:
             kept = [record for record in read_records(self.path / name) if record["step"] <= step]
             if launcher.is_main() and (self.path / name).exists():
                 write(self.path / name, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+@contextmanager
+def writing_alone(folder: Path) -> Iterator[None]:
+    """Within, no other process writes to a folder; it is made where it is missing.
+
+    Raises:
+        InputError: another process is writing to it, or it cannot be written to.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)  # the system takes it back from a process that dies
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{folder} is in use: another process is writing to it; wait, or choose another --out") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to ({error.strerror}); choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_others(folder: Path, mark: str, what: str) -> None:
+    """Make sure that a folder is new, empty, or has what we left there.
+
+    Args:
+        mark: the file that ours have.
+        what: what ours is called.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if not folder.exists() or (folder / mark).exists():
+        return
+    if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
+        raise InputError(f"{folder} exists and holds something that is no {what}; choose another --out")
 
 
 def digest_of(value: Any) -> str:

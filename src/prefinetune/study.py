@@ -28,7 +28,7 @@ from prefinetune.families.base import plain
 from prefinetune.lineage import entries
 from prefinetune.model import read_config
 from prefinetune.notice import Preempted
-from prefinetune.results import digest_of, environment, now, read_records, write
+from prefinetune.results import digest_of, environment, now, read_records, refuse_others, write, writing_alone
 from prefinetune.sources import Files, OpenTask, open_task, open_tasks
 from prefinetune.start import Start, as_start, model_folder, model_tokenizer, weights_digest
 from prefinetune.statistics import LEVEL, POWER
@@ -115,8 +115,7 @@ def study(
     if members < 1:
         raise InputError(f"members: {members} is not accepted; at least one is needed")
     known = read_protocol(folder) if (folder / "study.json").exists() else None
-    if known is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and holds something that is no study; choose another --out")
+    refuse_others(folder, "study.json", "study")
     targets = [portable(task) for task in targets] if processes > 1 else targets
     cells = Cells(list(targets), dict(finetuning or {}), seeds, list(labels), list(grid), tuning_seeds, data_root, cache)
     lab = Lab(folder, suite, str(model), config, cells, processes, display)
@@ -129,14 +128,15 @@ def study(
         grow(folder, known, protocol)
     if known is None or any(known[key] != protocol[key] for key in ("budget", *GROWING)):
         choose_members(protocol, known, lab, design)
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "study.json", json.dumps(protocol, indent=1, ensure_ascii=False))
     else:
         protocol = known
-    display.protocol(protocol)
-    if not plan_only:
-        lab.pre_finetune(protocol)
-        lab.compare(protocol)
+    with writing_alone(folder):
+        if protocol != known:
+            write(folder / "study.json", json.dumps(protocol, indent=1, ensure_ascii=False))
+        display.protocol(protocol)
+        if not plan_only:
+            lab.pre_finetune(protocol)
+            lab.compare(protocol)
     return read_study(folder)
 
 
