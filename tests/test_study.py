@@ -240,7 +240,7 @@ def test_what_two_groups_share_is_run_once(go, ran, tmp_path):
 def test_the_protocol_is_written_before_the_first_run_and_plan_writes_nothing_else(go, ran, tmp_path, monkeypatch):
     found = go(plan_only=True)
     assert ran == ([], [])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["study.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "study.json"]
     assert found.readings == ()
     assert any("5 of 5 are not finished" in line for line in found.missing)
     before = (tmp_path / "out" / "study.json").read_bytes()
