@@ -4,6 +4,10 @@ import json
 import math
 import shutil
 import sys
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -319,6 +323,26 @@ def test_two_processes_do_not_run_cells_of_one_comparison(compare, learned, tmp_
     assert not learned
     compare(**small)  # what a process that died leaves behind is in nobody's way
     assert len(learned) == len(read_records(tmp_path / "out" / "results.jsonl")) == 4
+
+
+@pytest.mark.parametrize("told", [None, "SIGTERM"])
+def test_a_worker_that_dies_is_a_fault_unless_all_were_told_to_go(told, monkeypatch):
+    notice = SimpleNamespace(given=None)
+
+    class Pool:
+        def submit(self, *_):
+            notice.given = told
+            future = Future()
+            future.set_exception(BrokenProcessPool("a process died"))
+            return future
+
+    monkeypatch.setattr(module, "workers", lambda *_: nullcontext(Pool()))
+    with module.cell_runner(module.Bench({}, make_config(), {}, None, None), 2) as run:
+        if told:
+            assert list(run(["first", "second", "third"], notice)) == []
+        else:
+            with pytest.raises(BrokenProcessPool):
+                list(run(["first", "second", "third"], notice))
 
 
 # ---- an arm with an objective of its own

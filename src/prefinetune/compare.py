@@ -11,6 +11,7 @@ import json
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice, product, takewhile
@@ -427,7 +428,12 @@ def cell_runner(bench: Bench, processes: int) -> Iterator[Runner]:
             while True:
                 if not notice.given:  # no more than are run: what a pool has queued begins even when it is shut down
                     waiting |= {pool.submit(run_in_worker, cell) for cell in islice(left, processes - len(waiting))}
-                yield from (future.result() for future in done)
+                try:
+                    yield from (future.result() for future in done)
+                except BrokenProcessPool:  # a worker that was still starting was told to go as well
+                    if notice.given:
+                        return
+                    raise
                 if not waiting:
                     return
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
