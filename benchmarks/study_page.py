@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ def keep(folder: Path, machine: Mapping[str, Any]) -> Path:
         "results.jsonl": (folder / "comparison" / "results.jsonl").read_text(),
     }  # fmt: skip
     for name, text in texts.items():
-        write(kept / name, text.replace(str(folder.absolute().parent), "runs/small"))  # wherever it was
+        for where in sysconfig.get_path("purelib"), str(folder.absolute().parent):  # where the models of packages were, and runs
+            text = text.replace(where, "site-packages" if where.endswith("site-packages") else "runs/small")
+        write(kept / name, text)
     return kept
 
 
