@@ -25,7 +25,7 @@ from prefinetune.families import Classification, Encoded, Generation
 from prefinetune.finetune import finetune
 from prefinetune.model import MultiTask, load_backbone
 from prefinetune.objective import scaled
-from prefinetune.sources import Rows, open_task
+from prefinetune.sources import Rows, open_task, spread_rows
 from prefinetune.store import build_store, encode_split
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import load_tokenizer
@@ -358,11 +358,11 @@ def test_a_target_length_that_the_decoder_does_not_take_is_refused(length, tiny_
 
 
 def test_a_validation_split_keeps_the_numbers_of_its_rows_when_some_are_left_out(tokenizer):
-    rows = made_rows(30)
-    rows[4]["target"] = ""
+    rows, scored = made_rows(30), spread_rows(30, 15).tolist()
+    rows[scored[2]]["target"] = ""
     task = Task("m", Rows({"train": rows, "validation": rows}), SUMMARY)
     found = encode_split(open_task(task, bad_rows=0.1), "validation", tokenizer, 15)
-    chosen = [int(at) for at in np.linspace(0, 29, 15) if int(at) != 4]
+    chosen = [*scored[:2], *scored[3:]]
     assert [one.source for one in found] == chosen
     assert [one.reference for one in found] == [(rows[at]["target"],) for at in chosen]
 

@@ -31,7 +31,7 @@ from prefinetune.families import (
 from prefinetune.families.base import plain as plain_field
 from prefinetune.leaks import known_leaks
 from prefinetune.mixture import permute
-from prefinetune.sources import HELD_OUT_MOST, HELD_OUT_SHARE, Files, Rows, open_task
+from prefinetune.sources import HELD_OUT_MOST, HELD_OUT_SHARE, Files, Rows, open_task, spread_rows
 from prefinetune.store import EncodedSplit, build_store, encode_split
 from prefinetune.task import Task
 from prefinetune.tasksource import OneOrTwoTexts
@@ -111,7 +111,7 @@ def test_what_scoring_finds_prepared_is_what_the_family_makes_of_the_rows(name, 
     family = FAMILIES.get(name) or Generation("text", target="other", references="references")
     tokenizer, rows = tokenizers[kind], made_rows()
     for most in (None, 23):
-        numbers = list(range(len(rows))) if most is None else np.linspace(0, len(rows) - 1, most).astype(int).tolist()
+        numbers = list(range(len(rows))) if most is None else spread_rows(len(rows), most).tolist()
         expected = encoded(family, rows, numbers, tokenizer)
         assert len(expected) >= len(numbers)
         for _ in ("made", "found"):
@@ -219,7 +219,7 @@ def test_scoring_sees_what_changed(change, tiny_model, tmp_path):
         loaded.add_tokens(given["words"])
         tokenizer, most = Tokenizer(loaded, given["length"], False), given["most"]
         split = encode_split(opened(given["family"], rows, tmp_path), "validation", tokenizer, most)
-        numbers = list(range(len(rows))) if most is None else np.linspace(0, len(rows) - 1, most).astype(int).tolist()
+        numbers = list(range(len(rows))) if most is None else spread_rows(len(rows), most).tolist()
         numbers = [number for number in numbers if not given["family"].skips(rows[number])]
         return split.store.folder, [plain(one) for one in split], encoded(given["family"], rows, numbers, tokenizer)
 

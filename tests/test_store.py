@@ -15,7 +15,7 @@ import pytest
 from prefinetune.errors import InputError
 from prefinetune.families import Choice, Classification, Denoising, Generation, Regression, Span
 from prefinetune.shard import CHECKED, Shard
-from prefinetune.sources import Rows, open_task
+from prefinetune.sources import Rows, open_task, spread_rows
 from prefinetune.store import CHUNK, build_store, encode_split
 from prefinetune.task import Task
 from prefinetune.tokenizer import Decoder, Tokenizer, load_tokenizer
@@ -220,7 +220,7 @@ def test_a_question_of_many_bytes_is_shortened_to_half_the_length(tmp_path):
 def test_all_windows_and_references_are_kept_for_scoring(tokenizer, rows):
     family = Span("question", "context")
     found = encode_split(opened(family, rows), "train", tokenizer, most=40)
-    chosen = np.linspace(0, len(rows) - 1, 40).astype(int).tolist()
+    chosen = spread_rows(len(rows), 40).tolist()
     assert [example.source for example in found] == chosen
     for example, number in zip(found, chosen, strict=True):
         assert example.reference == (rows[number]["context"], tuple(rows[number]["answers"]["text"]))

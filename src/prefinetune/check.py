@@ -18,7 +18,7 @@ import numpy as np
 from prefinetune.errors import FieldError, InputError, listing
 from prefinetune.families import Example, Family
 from prefinetune.quarantine import BAD_ROWS
-from prefinetune.sources import OpenTask, Split, open_task
+from prefinetune.sources import OpenTask, Split, open_task, spread_rows
 from prefinetune.task import Task
 
 if TYPE_CHECKING:
@@ -251,15 +251,6 @@ def spread_examples(split: Split, family: Family, most: int) -> list[Example]:
             except FieldError:
                 continue  # counted where every row is checked
     return found
-
-
-def spread_rows(count: int, most: int) -> np.ndarray:
-    """At most `most` of `count` row numbers, ascending: one out of each of equal stretches, drawn at random, so that a table in
-    which something comes back every few rows is not misread."""
-    if count <= most:
-        return np.arange(count)
-    edges = np.linspace(0, count, most + 1).astype(np.int64)
-    return np.random.default_rng(0).integers(edges[:-1], edges[1:])
 
 
 def rows(count: int) -> str:

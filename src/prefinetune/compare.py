@@ -276,10 +276,10 @@ def claim(folder: Path, plan: Mapping[str, Any], display: Display) -> None:
                 f"{folder} already holds another comparison (it differs in {listing(differing)}); choose another --out"
             )
         plan = {**plan, "started": known["started"]}
-    (folder / "rows").mkdir(parents=True, exist_ok=True)
     for number, _ in set_torn_aside(folder / "results.jsonl"):
         display.say(f"results.jsonl: line {number} was half-written; it is now in results.jsonl.torn, and its cell runs again")
     write(folder / "comparison.json", json.dumps(plan, indent=1, ensure_ascii=False))
+    (folder / "rows").mkdir(exist_ok=True)
 
 
 # ---- cells

@@ -27,7 +27,7 @@ from prefinetune.prepare import describe, report_cuts
 from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.ranks import gathered
 from prefinetune.results import RunFolder, digest_of
-from prefinetune.sources import OpenTask, open_task
+from prefinetune.sources import OpenTask, open_task, spread_rows
 from prefinetune.start import model_folder, model_tokenizer
 from prefinetune.store import Store, build_store, encode_split
 from prefinetune.task import Task, find_task
@@ -288,7 +288,5 @@ def held_out(
 
 
 def spread(examples: Sequence[Encoded], most: int | None) -> Sequence[Encoded]:
-    """At most so many examples, evenly over all."""
-    if most is None or len(examples) <= most:
-        return examples
-    return [examples[index] for index in np.linspace(0, len(examples) - 1, most).astype(int).tolist()]
+    """At most so many examples, spread over all."""
+    return examples if most is None else [examples[index] for index in spread_rows(len(examples), most).tolist()]

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefinetune.check import check_task, spread_rows
+from prefinetune.check import check_task
 from prefinetune.errors import InputError, listing
 from prefinetune.families import Choice, Classification, Family, Regression
 from prefinetune.families.base import plain, read
 from prefinetune.guess import LABEL, Guess, Table, called, confidence, guess, look, quoted, says_the_same
 from prefinetune.readers import COMPRESSED, KINDS, Text, delimiter, file_kind
-from prefinetune.sources import ALIASES, ROLES, Files, Rows, Source
+from prefinetune.sources import ALIASES, ROLES, Files, Rows, Source, spread_rows
 from prefinetune.task import NAME, Suite, Task
 
 if TYPE_CHECKING:

@@ -315,10 +315,8 @@ class Split:
         return self.keep(np.sort(self.numbers[indices]), NOT_SCORED)
 
     def spread(self, most: int) -> Split:
-        """At most so many rows, evenly over the split."""
-        if len(self.kept) <= most:
-            return self
-        return self.keep(self.kept[np.linspace(0, len(self.kept) - 1, most).astype(np.int64)], NOT_SCORED)
+        """At most so many rows, spread over the split."""
+        return self.keep(self.kept[spread_rows(len(self.kept), most)], NOT_SCORED) if len(self.kept) > most else self
 
     def chunks(self, size: int = 1000, which: range | None = None) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """(index of the first row, rows) in pieces, so that memory does not grow with the number of rows; of `which` rows, by
@@ -336,6 +334,15 @@ class Split:
                 piece = rows[first:last]
                 columns = (piece if last - first == len(at) else piece.take(pa.array(at - first))).to_pydict()
             yield start, [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def spread_rows(count: int, most: int) -> np.ndarray:
+    """At most `most` of `count` row numbers, ascending: one out of each of equal stretches, drawn at random, so that a table in
+    which something comes back every few rows is not misread."""
+    if count <= most:
+        return np.arange(count)
+    edges = np.linspace(0, count, most + 1).astype(np.int64)
+    return np.random.default_rng(0).integers(edges[:-1], edges[1:])
 
 
 @dataclass(frozen=True)
