@@ -46,6 +46,7 @@ TITLES = {
 # The protocol's claims, of the study of labels, as numbers: at 128 labels the gain of pre-finetuning over each of these, on all
 # targets or on those of a kind, is at least so large.
 CLAIMED_AT = "128"
+TASKNET = "tasknet's recipe"  # the group that tasknet_arm.py's models are
 CLAIMS: Mapping[str, tuple[float, Sequence[tuple[str, str | None]]]] = {
     "the mean gain at 128 labels is above zero, over the base and over as much further training without labels": (
         0.0, [(BASE, None), (FURTHER, None)],
@@ -53,6 +54,7 @@ CLAIMS: Mapping[str, tuple[float, Sequence[tuple[str, str | None]]]] = {
     "tasks of pairs and choice gain five points or more": (0.05, [(BASE, "pairs"), (BASE, "choice")]),
     "heterogeneous updates do at least as well as updates of one task": (0.0, [(HOMOGENEOUS, None)]),
     "many tasks do at least as well as NLI alone": (0.0, [(NLI, None)]),
+    "pre-finetuning does at least as well as tasknet's recipe": (0.0, [(TASKNET, None)]),
 }  # fmt: skip
 VERDICTS = {
     "yes": "**yes**: every interval lies above it", "no": "**no**: an interval lies below it",

@@ -1,7 +1,7 @@
 """tasknet's recipe as an arm: the base, sets, rows and number of examples of small_studies.py, learned by tasknet.
 
     pip install -c constraints.txt -r benchmarks/requirements.txt
-    python benchmarks/tasknet_arm.py --model runs/small/base --data-root DIR --seed 0 --out runs/tasknet-0
+    python benchmarks/tasknet_arm.py --protocol tasknet --model runs/small/base --data-root DIR --seed 0 --out runs/tasknet-0
     prefinetune study labels --arm ours=RUN --arm tasknet=runs/tasknet-0 --model runs/small/base --targets ... --labels 128 \\
         --out runs/tasknet
     python benchmarks/study_page.py tasknet --from runs/tasknet
@@ -41,8 +41,7 @@ from prefinetune.sources import OpenTask, open_tasks
 from prefinetune.start import model_folder, model_tokenizer
 from prefinetune.store import Store
 from prefinetune.tokenizer import Tokenizer
-from small_studies import PREFINETUNING
-from study_page import protocol_of
+from study_page import TITLES, protocol_of
 from variants import features, import_tasknet, quiet_peers
 
 KINDS = {"classification": "Classification", "multi-label": "Classification", "regression": "Classification",
@@ -164,15 +163,16 @@ def rows_of(examples: Sequence[Encoded], family: Family, number: int, tokenizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--protocol", choices=TITLES, required=True, help="the study whose sets, rows and settings it has")
     parser.add_argument("--model", type=Path, required=True, help="the base: a run or a model folder")
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="of token stores: that of the study, so that nothing is tokenized again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     given = parser.parse_args()
-    protocol, known = json.loads(protocol_of("tasknet").read_text()), catalog()
+    protocol, known = json.loads(protocol_of(given.protocol).read_text()), catalog()
     suite = Suite("shared sets", tuple(known[name] for name in protocol["sources"]))
-    config = make_config(PREFINETUNING, {"seed": given.seed})
+    config = make_config(protocol["prefinetuning"], {"seed": given.seed})
     with quiet_peers():
         told = learn(
             suite, given.model, given.out, config, [known[name] for name in protocol["targets"]], given.data_root, given.cache,
