@@ -10,8 +10,8 @@ import pytest
 
 from prefinetune.errors import InputError
 from prefinetune.evidence import rows_file
-from prefinetune.statistics import deviations, effect_over_targets, holm
-from prefinetune.study_results import read_protocol, read_study
+from prefinetune.statistics import deviations, effect_on_target, effect_over_targets, holm
+from prefinetune.study_results import NO_ROWS, read_protocol, read_study
 
 ROWS = 100
 TARGETS = ("a", "b", "c", "d")
@@ -208,11 +208,24 @@ def test_the_result_is_plain_json(tmp_path):
     assert target["gains"][0][0] == pytest.approx(scores(folder, "many · 1")[0, 0] - scores(folder, "base")[0, 0])
 
 
-def test_cells_whose_rows_cannot_be_read_are_in_no_reading_and_said_so(tmp_path):
+def test_cells_whose_rows_cannot_be_read_keep_their_scores_and_the_interval_of_their_target_is_over_checkpoints_and_seeds(
+    tmp_path,
+):
     folder = write_study(tmp_path, {"many": same(0.1)})
+    (whole,) = read_study(folder).readings
     next(iter((folder / "comparison" / "rows").glob("a-32-*.npy"))).write_bytes(b"no array")
     found = read_study(folder)
-    assert any("its rows cannot be read" in problem for problem in found.problems)
+    (problem,) = found.problems
+    assert problem.startswith("a, 32 labels, ")
+    assert "its rows cannot be read" in problem
+    assert problem.endswith(NO_ROWS)
+    (reading,) = found.readings
+    assert reading.effect == whole.effect  # rows are in no interval over targets
+    for one, before in ((target, known) for target in reading.targets for known in whole.targets if known.task == target.task):
+        np.testing.assert_array_equal(one.gains, before.gains)
+        alone = effect_on_target(one.scores, one.control, reading.paired, None)
+        assert one.effect == (alone if one.task == "a" else before.effect)
+        assert alone.high - alone.low < before.effect.high - before.effect.low
 
 
 def test_a_folder_without_a_study_is_an_error(tmp_path):

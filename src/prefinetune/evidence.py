@@ -232,9 +232,15 @@ def read_comparison(folder: str | Path) -> Comparison:
     return Comparison(folder, plan, tuple(lines), tuple(missing), tuple(problems))
 
 
-def resampled_cells(folder: Path, plan: Mapping[str, Any], one: Finished) -> tuple[dict[tuple[str, int], np.ndarray], list[str]]:
+def resampled_cells(
+    folder: Path, plan: Mapping[str, Any], one: Finished, without: str
+) -> tuple[dict[tuple[str, int], np.ndarray], list[str]]:
     """(arm, seed) -> the cell's scores [resamples] on resampled test rows, the same ones for all cells, and what is wrong with
-    their files."""
+    their files.
+
+    Args:
+        without: what becomes of a cell whose rows cannot be read, as the problem says it.
+    """
     problems, rows = [], {}
     for seed in plan["seeds"]:
         if len({record["subset"] for (_, other), record in one.cells.items() if other == seed}) > 1:
@@ -246,9 +252,7 @@ def resampled_cells(folder: Path, plan: Mapping[str, Any], one: Finished) -> tup
                 raise ValueError(f"{found.shape} numbers for {record['rows']} rows")
             rows[arm, seed] = found
         except (OSError, ValueError) as error:
-            problems.append(
-                f"{one.task}, {one.at} labels, {arm}, seed {seed}: its rows cannot be read ({error}), so it is in no interval"
-            )
+            problems.append(f"{one.task}, {one.at} labels, {arm}, seed {seed}: its rows cannot be read ({error}), so {without}")
     if not rows:
         return {}, problems
     score = FAMILIES[next(iter(one.cells.values()))["family"]].score_of_means
@@ -259,7 +263,7 @@ def resampled_cells(folder: Path, plan: Mapping[str, Any], one: Finished) -> tup
 def make_line(folder: Path, plan: Mapping[str, Any], one: Finished) -> tuple[Line, list[str]]:
     """One line from the cells of a task at one label count, and what is wrong with their files."""
     cells, first = one.cells, next(iter(one.cells.values()))
-    resampled, problems = resampled_cells(folder, plan, one)
+    resampled, problems = resampled_cells(folder, plan, one, "it is in no interval")
     treated, effects = plan["treated"], {}
     for arm in plan["arms"]:
         paired = [seed for seed in plan["seeds"] if (arm, seed) in resampled and (treated, seed) in resampled]

@@ -135,13 +135,13 @@ def effect_over_tasks(gains: Sequence[float]) -> Effect:
     return layered_effect(float(values.mean()), values.tolist(), [values])
 
 
-def effect_on_target(treated: np.ndarray, control: np.ndarray, paired: bool, resampled: np.ndarray) -> Effect:
+def effect_on_target(treated: np.ndarray, control: np.ndarray, paired: bool, resampled: np.ndarray | None) -> Effect:
     """What a group changes on one target, as a further checkpoint and a further labelled subset would show it.
 
     Args:
         treated, control: [m, s] scores on the same labelled subsets; the base has one member.
         paired: whether row m of one belongs to row m of the other (the same seed or order), so that its luck cancels.
-        resampled: [resamples] the mean difference on resampled rows.
+        resampled: [resamples] the mean difference on resampled rows; None leaves out what the rows add.
 
     Returns:
         An effect whose differences are by member. Without two seeds it has no interval.

@@ -27,6 +27,7 @@ from prefinetune.statistics import (
 )
 
 BASE = "base"  # the untouched model, in readings and in the comparison
+NO_ROWS = "intervals of its target with it hold what checkpoints and seeds add, and not what rows add"
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def read_study(folder: str | Path) -> StudyResults:
         scored = []
         for one in finished:
             if one.at == at:
-                resampled, lost = resampled_cells(folder / "comparison", plan, one)
+                resampled, lost = resampled_cells(folder / "comparison", plan, one, NO_ROWS)
                 scored.append(Scored(one, resampled))
                 problems += lost
         seeds = tuple(plan["seeds"])
@@ -292,23 +293,25 @@ class Scored(NamedTuple):
     resampled: Mapping[tuple[str, int], np.ndarray]  # (arm, seed) -> [resamples]
 
     def table(self, arms: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        """[arms, seeds] scores; nan where a cell is not finished, or its rows cannot be read."""
-        return np.array(
-            [[self.one.cells[arm, seed]["score"] if (arm, seed) in self.resampled else np.nan for seed in seeds] for arm in arms]
-        )
+        """[arms, seeds] scores; nan where a cell is not finished."""
+        cells = self.one.cells
+        return np.array([[cells[arm, seed]["score"] if (arm, seed) in cells else np.nan for seed in seeds] for arm in arms])
 
     def mean_score(self, arms: Sequence[str], seeds: Sequence[int], name: str) -> float:
         return float(np.mean([self.one.cells[arm, seed]["scores"][name] for arm in arms for seed in seeds]))
 
-    def mean_resampled(self, arms: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        """[resamples] the mean score of cells on resampled rows."""
-        return np.mean([self.resampled[arm, seed] for arm in arms for seed in seeds], axis=0)
+    def resampled_difference(self, ours: Sequence[str], theirs: Sequence[str], seeds: Sequence[int]) -> np.ndarray | None:
+        """[resamples] the difference of mean scores on resampled rows; None where rows of a cell cannot be read."""
+        if any((arm, seed) not in self.resampled for arm in (*ours, *theirs) for seed in seeds):
+            return None
+        means = (np.mean([self.resampled[arm, seed] for arm in arms for seed in seeds], axis=0) for arms in (ours, theirs))
+        return next(means) - next(means)
 
 
 def furthest(arms: Mapping[str, str], seeds: Sequence[int], scored: Sequence[Scored]) -> list[str]:
     """The members of a group that have finished as many targets as the one that has finished most: while a study goes on, a
     checkpoint that has only begun takes no target from the others."""
-    counts = {member: sum(any((arm, seed) in one.resampled for seed in seeds) for one in scored) for member, arm in arms.items()}
+    counts = {member: sum(any((arm, seed) in one.one.cells for seed in seeds) for one in scored) for member, arm in arms.items()}
     return [member for member, count in counts.items() if count and count == max(counts.values())]
 
 
@@ -327,8 +330,7 @@ def read_against(group: Group, other: Group | None, at: str, seeds: tuple[int, .
         if not ours or not theirs or not (done := complete(scores, control)).any():
             continue
         used = [seed for seed, whole in zip(seeds, done, strict=True) if whole]
-        resampled = one.mean_resampled(ours, used) - one.mean_resampled(theirs, used)
-        effect = effect_on_target(scores[:, done], control[:, done], paired, resampled)
+        effect = effect_on_target(scores[:, done], control[:, done], paired, one.resampled_difference(ours, theirs, used))
         first = next(iter(one.one.cells.values()))
         majority = first["scores"].get("majority")
         gains = scores - (control if paired else control.mean(axis=0))
