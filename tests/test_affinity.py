@@ -21,9 +21,10 @@ import microworld
 import processes
 from prefinetune import ranks
 from prefinetune.affinity import FILE, HOLDS, adjust, cluster, first_order, read_affinity, square, stability
-from prefinetune.config import make_config
+from prefinetune.config import LoraSettings, make_config
 from prefinetune.errors import InputError
 from prefinetune.gradients import Sampler, between, draw_signs, sketch
+from prefinetune.lora import adapt
 from prefinetune.mixture import Mixture
 from prefinetune.model import MultiTask, load_backbone
 from prefinetune.prune import prune
@@ -199,20 +200,22 @@ def test_a_sharded_trunk_is_refused(suite, tiny_model, tmp_path, monkeypatch):
 # ---- estimates against what happens
 
 
-@pytest.fixture
-def exact(suite, kept_out, tiny_model, cache, monkeypatch):
+@pytest.fixture(params=[None, 2], ids=["the whole trunk", "adapters"])
+def exact(request, suite, kept_out, tiny_model, cache, monkeypatch):
     """A model in double precision after some updates, its optimizer, and a sampler without error."""
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)  # families compute losses in float32
     tokenizer = load_tokenizer(str(tiny_model), 64)
     opened = [open_task(task) for task in (*suite, *kept_out)]
     data = [TaskData(one.task.name, one.family, build_store(one, "train", tokenizer)) for one in opened]
     tasks, others = data[: len(suite)], data[len(suite) :]
-    model = MultiTask(load_backbone(str(tiny_model)), {task.name: task.family for task in tasks}, 0)
+    backbone = load_backbone(str(tiny_model))
+    adapt(backbone, LoraSettings(rank=request.param), 0)
+    model = MultiTask(backbone, {task.name: task.family for task in tasks}, 0)
     config = make_config(SETTINGS, {"train": {"updates": 6, "checkpoint_every": None}, "optimizer": {"learning_rate": 3e-3}})
     accelerator = fit(model, tokenizer, tasks, {}, config).accelerator
     model.double().zero_grad()
     optimizer = make_optimizer(model, config.optimizer)
-    size = sum(parameter.numel() for parameter in model.backbone.parameters())
+    size = sum(parameter.numel() for parameter in learned(model))
     counts = (300, 100, 200, 400)
     mixture = Mixture(counts, counts, 3, 4, updates=10)
     sampler = Sampler(model, tokenizer, tasks, others, (), mixture, config, accelerator, size=size)
@@ -223,10 +226,14 @@ def exact(suite, kept_out, tiny_model, cache, monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
+def learned(model: MultiTask) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
+
+
 @pytest.mark.parametrize("scaled_by", ["nothing", "AdamW"])
 def test_effects_are_those_of_one_step_without_a_task(exact, scaled_by):
     sampler, optimizer = exact
-    tasks, trunk = sampler.tasks, list(sampler.model.backbone.parameters())
+    tasks, trunk = sampler.tasks, learned(sampler.model)
     generator = torch.Generator().manual_seed(1)
     for parameter in trunk:  # what AdamW remembers; 1 where it scales nothing
         square_root = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) + 0.1
@@ -276,7 +283,7 @@ def test_a_target_that_is_not_trained_on_gets_a_head_that_fits_and_leaves_no_tra
     before = {name: value.clone() for name, value in sampler.model.state_dict().items()}
     target = sampler.kept_out[0]
     drawn = sampler.draw(len(sampler.tasks), 48, np.random.default_rng(0))
-    trunk = list(sampler.model.backbone.parameters())
+    trunk = learned(sampler.model)
     _, untrained = sampler.gradient(sampler.judge.eval(), drawn[32:], trunk, 4096)
     sampler.fit_head(target, drawn[32:], 4096)
     gradients, fitted = sampler.gradient(sampler.judge, drawn[32:], trunk, 4096)

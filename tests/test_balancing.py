@@ -24,7 +24,7 @@ import processes
 from prefinetune import ranks
 from prefinetune.balancing import CAGRAD_RADIUS, Aggregation, Uncertainty, balancing_of
 from prefinetune.batch import Drawn, make_batch, micro_batches
-from prefinetune.config import ObjectiveSettings, OptimizerSettings, make_config
+from prefinetune.config import LoraSettings, ObjectiveSettings, OptimizerSettings, make_config
 from prefinetune.encoder_decoder import EncoderDecoder
 from prefinetune.errors import InputError
 from prefinetune.export import load_head
@@ -40,6 +40,7 @@ from prefinetune.families import (
     Tagging,
 )
 from prefinetune.finetune import finetune
+from prefinetune.lora import adapt
 from prefinetune.model import Backbone, MultiTask, load_backbone
 from prefinetune.objective import example_weights
 from prefinetune.results import RunFolder
@@ -76,6 +77,16 @@ def small_model(families, **options):
     config.update({"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "initializer_range": 0.2})
     torch.manual_seed(0)
     return MultiTask(Backbone(transformers.AutoModel.from_config(config)), families, **options).double()
+
+
+def adapted_model(families):
+    """The small model with adapters, which are not nothing, as they are before the first update."""
+    model = small_model(families)
+    adapt(model.backbone, LoraSettings(rank=2), 0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.double()
 
 
 def small_bart(families):
@@ -414,9 +425,9 @@ def apart(model, weighting=lambda gramian: torch.ones(len(gramian))):
     return model
 
 
-@pytest.mark.parametrize("make", [small_model, small_bart])
+@pytest.mark.parametrize("make", [small_model, adapted_model, small_bart])
 def test_gradients_kept_apart_and_added_up_are_those_of_static_balancing(make):
-    tasks = OF_ENCODERS if make is small_model else ("summary", "story", "topic")
+    tasks = ("summary", "story", "topic") if make is small_bart else OF_ENCODERS
     families = {task: FAMILIES[task] for task in tasks}
     plain, model, sub_batches = make(families), apart(make(families)), sub_batches_of(tasks)
     expected = step(plain, sub_batches)
@@ -426,23 +437,28 @@ def test_gradients_kept_apart_and_added_up_are_those_of_static_balancing(make):
         assert found.loss == pytest.approx(expected.loss)
         assert found.grad_norm == pytest.approx(expected.grad_norm)
         assert found.weight_by_task == dict.fromkeys(tasks, 1)
-    few = sub_batches_of(("words", "reading") if make is small_model else ("summary",))
+    few = sub_batches_of(("summary",) if make is small_bart else ("words", "reading"))
     step(plain, few)
     step(model, few)
     assert_near(gradients(model), gradients(plain))
     idle = [name for name, p in model.named_parameters() if p.grad is None]
     assert any(name.startswith("heads.") for name in idle)
-    assert any("pooler" in name for name in idle) == (make is small_model)  # no task that reads it
+    assert any("pooler" in name for name in idle) == (make is not small_bart)  # no task that reads it
+    if make is adapted_model:
+        assert {p.requires_grad for name, p in model.named_parameters() if "lora_" not in name and "heads." not in name} == {
+            False
+        }
 
 
-def test_the_products_that_weights_are_made_of_are_those_of_tasks_gradients_on_the_trunk():
+@pytest.mark.parametrize("make", [small_model, adapted_model])
+def test_the_products_that_weights_are_made_of_are_those_of_tasks_gradients_on_the_trunk(make):
     families, seen = {task: FAMILIES[task] for task in OF_ENCODERS}, []
 
     def weighting(gramian):
         seen.append(gramian)
         return torch.arange(1.0, len(gramian) + 1)
 
-    plain, model, sub_batches = small_model(families), apart(small_model(families), weighting), sub_batches_of(OF_ENCODERS)
+    plain, model, sub_batches = make(families), apart(make(families), weighting), sub_batches_of(OF_ENCODERS)
     rows, heads = trunk_rows(plain, sub_batches)
     step(model, sub_batches)
     tasks = sorted(OF_ENCODERS)
