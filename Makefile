@@ -37,7 +37,7 @@ demo: .venv/ready
 	.venv/bin/prefinetune demo
 
 test: .venv/ready
-	HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=2000 .venv/bin/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 LOWEST = tests/test_model.py tests/test_export.py tests/test_resume.py tests/test_sources.py tests/test_store.py tests/test_families.py \
 	tests/test_generation.py tests/test_cli.py tests/test_ranks.py

@@ -35,11 +35,12 @@ from prefinetune.catalog import catalog
 from prefinetune.config import make_config
 from prefinetune.display import Display
 from prefinetune.export import load_head
+from prefinetune.files import write
 from prefinetune.gradients import Sampler, at_rest, sum_of_losses
 from prefinetune.model import MultiTask, load_backbone, quiet
 from prefinetune.ranks import join
-from prefinetune.results import write
-from prefinetune.sources import Rows, open_task
+from prefinetune.sources import Rows
+from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import load_tokenizer

@@ -36,7 +36,7 @@ from prefinetune.catalog import catalog
 from prefinetune.config import ObjectiveSettings, OptimizerSettings
 from prefinetune.mixture import Mixture
 from prefinetune.model import MultiTask, load_backbone, read_config
-from prefinetune.sources import open_task
+from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Task
 from prefinetune.tokenizer import Tokenizer, load_tokenizer

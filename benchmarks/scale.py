@@ -36,8 +36,8 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from prefinetune.batch import deal
+from prefinetune.files import write
 from prefinetune.ranks import BUCKET
-from prefinetune.results import write
 
 LENGTHS = Path(__file__).parent / "results" / "lengths.json"
 EXAMPLES, TASKS, SUB_BATCH = 4_800_000, 46, 4  # of the run: MUPPET 3.1 and 3.2; examples of a sub-batch, our default
@@ -420,7 +420,7 @@ def put_into(page: str, table: Table) -> str:
 def measure_lengths(data: Path, points: int = 1000, rows: int = 200) -> None:
     """Write LENGTHS: examples at even steps through the tokens of a mirror's sets, these in proportion to their rows."""
     from prefinetune.catalog import catalog
-    from prefinetune.sources import open_task
+    from prefinetune.splits import open_task
     from prefinetune.store import build_store
     from scaling import minilm
     from workload import LENGTH, SPAN_LENGTH, tokenizers_of

@@ -40,8 +40,8 @@ from rich.table import Table
 from prefinetune.batch import micro_batches
 from prefinetune.config import Config, make_config
 from prefinetune.families import Classification, Encoded
+from prefinetune.files import write
 from prefinetune.model import Backbone, MultiTask
-from prefinetune.results import write
 from prefinetune.shard import Appender, Shard, array_types, seal
 from prefinetune.train import make_mixture, make_optimizer
 from prefinetune.update import TaskData, draw, update

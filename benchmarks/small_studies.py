@@ -27,8 +27,8 @@ from prefinetune import Denoising, Rows, Suite, Task, catalog, train
 from prefinetune.demo.mine import mine
 from prefinetune.demo.run import byte_pairs
 from prefinetune.display import Display
-from prefinetune.results import write
-from prefinetune.sources import open_task
+from prefinetune.files import write
+from prefinetune.splits import open_task
 from prefinetune.study import study
 from study_page import RESULTS, keep, kind_of, protocol_of
 from throughput import machine

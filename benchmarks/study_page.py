@@ -21,7 +21,7 @@ import numpy as np
 
 from prefinetune import catalog
 from prefinetune.errors import listing
-from prefinetune.results import read_records, write
+from prefinetune.files import read_records, write
 from prefinetune.statistics import LEVEL, Effect
 from prefinetune.study_design import FURTHER, HOMOGENEOUS, NLI
 from prefinetune.study_results import (

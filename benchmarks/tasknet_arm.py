@@ -34,10 +34,10 @@ from prefinetune import Suite, Task, catalog
 from prefinetune.config import Config, make_config
 from prefinetune.display import Display
 from prefinetune.families import Encoded, Family
+from prefinetune.files import write
 from prefinetune.leaks import leave_out
 from prefinetune.prepare import prepare
-from prefinetune.results import write
-from prefinetune.sources import OpenTask, open_tasks
+from prefinetune.splits import OpenTask, open_tasks
 from prefinetune.start import model_folder, model_tokenizer
 from prefinetune.store import Store
 from prefinetune.tokenizer import Tokenizer

@@ -35,8 +35,8 @@ from rich.table import Table
 
 from prefinetune import native
 from prefinetune.batch import micro_batches
+from prefinetune.files import write
 from prefinetune.mixture import SubBatch
-from prefinetune.results import write
 from prefinetune.update import draw, update
 from variants import (
     ENCODER_VARIANTS,

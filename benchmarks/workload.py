@@ -22,7 +22,7 @@ from prefinetune.catalog import catalog
 from prefinetune.families import Choice, Classification, Encoded, Family, Generation, Span
 from prefinetune.mixture import SubBatch
 from prefinetune.model import read_config
-from prefinetune.sources import open_task
+from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite
 from prefinetune.tokenizer import Tokenizer, load_tokenizer

@@ -23,13 +23,14 @@ from prefinetune import ranks
 from prefinetune.affinity import FILE, HOLDS, adjust, cluster, first_order, read_affinity, square, stability
 from prefinetune.config import LoraSettings, make_config
 from prefinetune.errors import InputError
+from prefinetune.files import read_records
 from prefinetune.gradients import Sampler, between, draw_signs, sketch
 from prefinetune.lora import adapt
 from prefinetune.mixture import Mixture
 from prefinetune.model import MultiTask, load_backbone
 from prefinetune.prune import prune
-from prefinetune.results import read_records
-from prefinetune.sources import Files, open_task
+from prefinetune.sources import Files
+from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite, Task, read_suite
 from prefinetune.tokenizer import load_tokenizer

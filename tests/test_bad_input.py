@@ -17,7 +17,8 @@ import yaml
 from prefinetune.cli import main
 from prefinetune.errors import InputError
 from prefinetune.families import Classification, Span
-from prefinetune.sources import Rows, open_task
+from prefinetune.sources import Rows
+from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import load_tokenizer

@@ -19,7 +19,8 @@ from prefinetune.errors import InputError
 from prefinetune.families import Choice, Classification, Denoising, Generation, Span
 from prefinetune.mixture import permute
 from prefinetune.shard import CHECKED, Damaged, Shard
-from prefinetune.sources import Files, Rows, open_task
+from prefinetune.sources import Files, Rows
+from prefinetune.splits import open_task
 from prefinetune.store import build_store, build_stores, encode_split
 from prefinetune.task import Task
 from prefinetune.tokenizer import Decoder, Tokenizer, load_tokenizer

@@ -22,10 +22,11 @@ from prefinetune.catalog import catalog
 from prefinetune.emissions import FILE, measured
 from prefinetune.errors import InputError
 from prefinetune.families import FAMILIES, Classification
+from prefinetune.files import read_records
 from prefinetune.finetune import finetune
 from prefinetune.licenses import read_license, together
 from prefinetune.markdown import escaped, fenced, one_line, table
-from prefinetune.results import RunFolder, read_records
+from prefinetune.results import RunFolder
 from prefinetune.safety import visible
 from prefinetune.sources import Rows
 from prefinetune.start import weights_digest

@@ -11,7 +11,8 @@ from rich.console import Console
 import microworld
 from prefinetune.check import check_suite, show_reports
 from prefinetune.families import Choice, Classification, Denoising, Generation, MultiLabel, Regression, Span, Tagging
-from prefinetune.sources import Files, Rows, spread_rows
+from prefinetune.sources import Files, Rows
+from prefinetune.splits import spread_rows
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import Tokenizer
 

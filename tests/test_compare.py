@@ -21,7 +21,7 @@ from prefinetune.config import make_config
 from prefinetune.errors import InputError
 from prefinetune.evidence import read_comparison, rows_file
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
-from prefinetune.results import digest_of, read_records, writing_alone
+from prefinetune.files import digest_of, read_records, writing_alone
 from prefinetune.start import Start
 
 QUICK = {"optimizer": {"warmup": 0.1}, "train": {"updates": 3, "evaluation_rows": 20}}

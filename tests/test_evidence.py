@@ -11,7 +11,7 @@ from scipy import stats
 from prefinetune.errors import InputError
 from prefinetune.evidence import read_comparison, rows_file
 from prefinetune.families import FAMILIES
-from prefinetune.results import append, read_lines, set_torn_aside
+from prefinetune.files import append, read_lines, set_torn_aside
 from prefinetune.statistics import effect_over_tasks, paired_effect, resampled_scores
 
 mean_of = FAMILIES["classification"].score_of_means

@@ -37,8 +37,8 @@ from prefinetune.catalog import catalog
 from prefinetune.errors import InputError
 from prefinetune.evaluate import ask
 from prefinetune.families.base import plain
+from prefinetune.files import read_records
 from prefinetune.load import family_of, read_about
-from prefinetune.results import read_records
 
 SETTINGS = {"train": {"updates": 2, "checkpoint_every": None}, "optimizer": {"learning_rate": 0.01}, "data": {"leaks": "off"}}
 DECODING = {"num_beams": 2, "max_new_tokens": 6}

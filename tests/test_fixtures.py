@@ -17,7 +17,7 @@ import pytest
 
 from prefinetune.catalog import catalog
 from prefinetune.families import Generation
-from prefinetune.sources import OpenTask, open_task
+from prefinetune.splits import OpenTask, open_task
 from prefinetune.task import Task
 from test_catalog import MIRROR, RIGHT_OPTION, SPLITS, WRITTEN, check_span, check_text, with_mirror
 
@@ -119,8 +119,9 @@ def test_every_row_is_learned_from_or_scored_and_costs_a_finite_loss(tiny_model,
     import transformers
 
     from prefinetune.batch import Drawn, micro_batches
-    from prefinetune.model import MultiTask, check_tasks, load_backbone
+    from prefinetune.model import MultiTask, load_backbone
     from prefinetune.objective import scaled
+    from prefinetune.start import check_tasks
     from prefinetune.store import build_store, encode_split
     from prefinetune.tokenizer import load_tokenizer
 

@@ -25,7 +25,8 @@ from prefinetune.families import Classification, Encoded, Generation
 from prefinetune.finetune import finetune
 from prefinetune.model import MultiTask, load_backbone
 from prefinetune.objective import scaled
-from prefinetune.sources import Rows, open_task, spread_rows
+from prefinetune.sources import Rows
+from prefinetune.splits import open_task, spread_rows
 from prefinetune.store import build_store, encode_split
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import load_tokenizer

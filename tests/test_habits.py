@@ -25,7 +25,8 @@ import microworld
 import processes
 from prefinetune.checkpoint import checkpoints, load_checkpoint
 from prefinetune.cli import app
-from prefinetune.results import RunFolder, read_records
+from prefinetune.files import read_records
+from prefinetune.results import RunFolder
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ from prefinetune.display import Display
 from prefinetune.errors import InputError
 from prefinetune.families import Choice, Classification, Denoising, Family, Generation, Span
 from prefinetune.leaks import Leaks, Overlap, find_leaks, known_leaks, told
-from prefinetune.sources import Files, Hub, OpenTask, Rows, Split, open_task
+from prefinetune.sources import Files, Hub, Rows
+from prefinetune.splits import OpenTask, Split, open_task
 from prefinetune.task import Suite, Task
 from prefinetune.text_index import KINDS, LEAST_LETTERS
 
@@ -748,7 +749,8 @@ def test_hash_seeds_change_nothing(tmp_path):
 import json, sys
 from prefinetune.families import Denoising, Generation, Span
 from prefinetune.leaks import find_leaks
-from prefinetune.sources import Files, open_task
+from prefinetune.sources import Files
+from prefinetune.splits import open_task
 from prefinetune.task import Task
 shapes = {"a": Span("question", "context"), "b": Generation("context", "question"), "c": Denoising("context")}
 opened = [open_task(Task(name, Files(f"{sys.argv[1]}/{name}"), family)) for name, family in shapes.items()]

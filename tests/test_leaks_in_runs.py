@@ -10,7 +10,8 @@ from prefinetune import compare, finetune, train
 from prefinetune.errors import InputError, Unavailable
 from prefinetune.families import Classification
 from prefinetune.lineage import dropped, trained_rows
-from prefinetune.sources import Files, Hub, open_task, open_tasks
+from prefinetune.sources import Files, Hub
+from prefinetune.splits import open_task, open_tasks
 from prefinetune.task import Suite, Task
 
 CONFIG = {

@@ -28,7 +28,8 @@ from prefinetune.evaluate import predict, readable
 from prefinetune.export import assemble, load_head, save_task_model
 from prefinetune.families import Denoising, Generation, Regression, Segment
 from prefinetune.model import MultiTask, load_backbone
-from prefinetune.sources import Files, OpenTask, open_task
+from prefinetune.sources import Files
+from prefinetune.splits import OpenTask, open_task
 from prefinetune.store import build_store, encode_split
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import Tokenizer, load_tokenizer

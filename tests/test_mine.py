@@ -15,7 +15,7 @@ from prefinetune.demo import read as reading_module
 from prefinetune.demo import rows
 from prefinetune.demo.mine import divide, mine
 from prefinetune.demo.read import normal, plain, prose, read_packages, sentences
-from prefinetune.sources import open_task
+from prefinetune.splits import open_task
 
 NUMPY = '''
 def {verb}_{noun}(first, second={number}, third=None, fourth="{noun}"):

@@ -13,7 +13,8 @@ from prefinetune.errors import InputError, Unavailable
 from prefinetune.families import Classification, Tagging
 from prefinetune.mirror import mirror, read_manifest, save, verify_mirror
 from prefinetune.readers import make_table
-from prefinetune.sources import Files, Hub, Rows, open_task
+from prefinetune.sources import Files, Hub, Rows
+from prefinetune.splits import open_task
 from prefinetune.task import Task
 
 SPLITS = ("train", "validation_matched", "test", "extra")

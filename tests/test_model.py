@@ -16,7 +16,7 @@ from prefinetune.export import assemble
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
 from prefinetune.mixture import Mixture, hash_key
 from prefinetune.model import Backbone, MultiTask, load_backbone
-from prefinetune.sources import open_task
+from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.stream import reads_streams
 from prefinetune.tokenizer import load_tokenizer

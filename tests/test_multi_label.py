@@ -23,7 +23,8 @@ from prefinetune.families import Encoded, MultiLabel, Segment
 from prefinetune.families.base import symmetric_kl
 from prefinetune.finetune import finetune
 from prefinetune.objective import scaled
-from prefinetune.sources import Rows, open_task
+from prefinetune.sources import Rows
+from prefinetune.splits import open_task
 from prefinetune.store import build_store, encode_split
 from prefinetune.task import Task, build
 from prefinetune.tokenizer import load_tokenizer

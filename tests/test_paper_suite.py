@@ -15,7 +15,8 @@ from prefinetune.catalog.muppet import EVALUATION, SETS, listing
 from prefinetune.catalog.spans import place, standing
 from prefinetune.errors import FieldError, InputError
 from prefinetune.families import Classification, Span
-from prefinetune.sources import PARQUET, Hub, Rows, open_task
+from prefinetune.sources import PARQUET, Hub, Rows
+from prefinetune.splits import open_task
 from prefinetune.task import Task
 
 HUB = Path(__file__).parent / "hub"

@@ -24,7 +24,8 @@ from prefinetune.errors import FieldError, InputError
 from prefinetune.families import Choice, Classification, MultiLabel, Regression
 from prefinetune.finetune import finetune, held_out
 from prefinetune.quarantine import Account, Fault
-from prefinetune.sources import Files, Hub, Rows, open_task
+from prefinetune.sources import Files, Hub, Rows
+from prefinetune.splits import open_task
 from prefinetune.store import build_store, encode_split
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import load_tokenizer

@@ -12,7 +12,7 @@ from prefinetune.batch import micro_batches
 from prefinetune.catalog import catalog
 from prefinetune.config import make_config
 from prefinetune.model import MultiTask, load_backbone, read_config
-from prefinetune.sources import open_task
+from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite
 from prefinetune.tokenizer import load_tokenizer

@@ -19,8 +19,9 @@ import microworld
 from prefinetune import ranks
 from prefinetune.checkpoint import checkpoints, damage, load_checkpoint, remove
 from prefinetune.errors import InputError
+from prefinetune.files import append, read_records
 from prefinetune.finetune import finetune
-from prefinetune.results import RunFolder, append, read_records
+from prefinetune.results import RunFolder
 from prefinetune.train import restore, schedule, train
 
 SETTINGS = {

@@ -27,7 +27,8 @@ from prefinetune.mirror import MANIFEST, verify_mirror
 from prefinetune.model import load_backbone, read_config
 from prefinetune.report import list_runs
 from prefinetune.safety import is_name
-from prefinetune.sources import Files, Hub, Rows, open_task
+from prefinetune.sources import Files, Hub, Rows
+from prefinetune.splits import open_task
 from prefinetune.task import Suite, Task, read_suite
 from prefinetune.tokenizer import load_tokenizer
 from test_report import make_comparison, make_run

@@ -25,6 +25,7 @@ from prefinetune.report.leaks import write_leaks
 from prefinetune.report.markup import Markup
 from prefinetune.safety import visible
 from prefinetune.sources import Rows
+from prefinetune.tables import show_comparison, show_scores
 from prefinetune.task import Suite, Task
 from test_report import READ_THROUGH, browser, fewer_resamples, make_comparison, make_run, visit  # noqa: F401 (fixtures)
 from test_report_studies import make_affinity, make_study
@@ -256,8 +257,8 @@ def test_what_is_said_commands_no_terminal(terminal):
 def test_scores_and_comparisons_command_no_terminal(terminal, tmp_path):
     folder = make_comparison(tmp_path / "c", [HOSTILE, "b"], {"32": 32}, arms=("base", "pre-finetuned", HOSTILE))
     display = Display(console=terminal)
-    display.scores({HOSTILE: {HOSTILE: 0.5}})
-    display.comparison(evidence.read_comparison(folder))
+    show_scores({HOSTILE: {HOSTILE: 0.5}}, display)
+    show_comparison(evidence.read_comparison(folder), display)
     assert_harmless(terminal.file.getvalue())
 
 

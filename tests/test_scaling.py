@@ -31,7 +31,8 @@ from prefinetune.families import (
 from prefinetune.families.base import plain as plain_field
 from prefinetune.leaks import known_leaks
 from prefinetune.mixture import permute
-from prefinetune.sources import HELD_OUT_MOST, HELD_OUT_SHARE, Files, Rows, open_task, spread_rows
+from prefinetune.sources import Files, Rows
+from prefinetune.splits import HELD_OUT_MOST, HELD_OUT_SHARE, open_task, spread_rows
 from prefinetune.store import EncodedSplit, build_store, encode_split
 from prefinetune.task import Task
 from prefinetune.tasksource import OneOrTwoTexts

@@ -14,7 +14,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from prefinetune.catalog import catalog
 from prefinetune.errors import InputError
 from prefinetune.families import Choice, Classification, Span
-from prefinetune.sources import Files, Hub, Rows, open_task
+from prefinetune.sources import Files, Hub, Rows
+from prefinetune.splits import open_task
 from prefinetune.task import Task
 
 

@@ -15,7 +15,8 @@ import pytest
 from prefinetune.errors import InputError
 from prefinetune.families import Choice, Classification, Denoising, Generation, Regression, Span
 from prefinetune.shard import CHECKED, Shard
-from prefinetune.sources import Rows, open_task, spread_rows
+from prefinetune.sources import Rows
+from prefinetune.splits import open_task, spread_rows
 from prefinetune.store import CHUNK, build_store, encode_split
 from prefinetune.task import Task
 from prefinetune.tokenizer import Decoder, Tokenizer, load_tokenizer
@@ -325,7 +326,8 @@ import numpy as np
 from pathlib import Path
 import prefinetune.store as store
 from prefinetune.families import Classification
-from prefinetune.sources import Files, open_task
+from prefinetune.sources import Files
+from prefinetune.splits import open_task
 from prefinetune.task import Task
 from prefinetune.tokenizer import load_tokenizer
 

@@ -12,7 +12,7 @@ import microworld
 from prefinetune.config import make_config
 from prefinetune.errors import InputError
 from prefinetune.families import Classification
-from prefinetune.results import read_records, writing_alone
+from prefinetune.files import read_records, writing_alone
 from prefinetune.sources import Hub, Rows
 from prefinetune.study import parse_budget, portable, study
 from prefinetune.study_design import cap_for, make_design

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefinetune.results import read_records
+from prefinetune.files import read_records
 from prefinetune.statistics import Effect
 from prefinetune.study_results import read_study
 from test_study_results import write_study

@@ -29,7 +29,8 @@ from prefinetune.families.base import symmetric_kl
 from prefinetune.finetune import choose, finetune
 from prefinetune.model import ENCODERS, Backbone, MultiTask, load_backbone
 from prefinetune.objective import scaled
-from prefinetune.sources import Rows, open_task
+from prefinetune.sources import Rows
+from prefinetune.splits import open_task
 from prefinetune.store import build_store, encode_split
 from prefinetune.stream import reads_streams
 from prefinetune.task import Task, build

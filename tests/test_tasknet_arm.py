@@ -12,7 +12,7 @@ import transformers
 import microworld
 from prefinetune.compare import compare
 from prefinetune.config import make_config
-from prefinetune.sources import open_task
+from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.tokenizer import load_tokenizer
 

@@ -16,7 +16,8 @@ import prefinetune.tasksource as bridge
 from prefinetune.errors import InputError, Unavailable
 from prefinetune.families import Choice, Classification, Regression, Tagging
 from prefinetune.mirror import mirror, read_manifest
-from prefinetune.sources import Files, open_task
+from prefinetune.sources import Files
+from prefinetune.splits import open_task
 from prefinetune.task import Task, find_task, read_suite
 from prefinetune.tasksource import TaskSource, tasksource_names, tasksource_task
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from prefinetune.mirror import mirror
     from prefinetune.publish import export
     from prefinetune.recipes import Recipe, recipe
-    from prefinetune.sources import Files, Hub, Rows, open_tasks
+    from prefinetune.sources import Files, Hub, Rows
+    from prefinetune.splits import open_tasks
     from prefinetune.study import study
     from prefinetune.study_results import StudyResults, read_study
     from prefinetune.task import Suite, Task, read_suite

@@ -18,7 +18,7 @@ from scipy.cluster.hierarchy import fcluster, leaves_list, linkage, optimal_leaf
 from scipy.spatial.distance import squareform
 
 from prefinetune.errors import InputError, listing, nearest
-from prefinetune.results import read_lines
+from prefinetune.files import read_lines
 from prefinetune.statistics import LEVEL, holm
 
 FILE = "affinity.jsonl"

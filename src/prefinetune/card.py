@@ -21,10 +21,10 @@ from prefinetune.emissions import FILE as EMISSIONS
 from prefinetune.environment import without_home
 from prefinetune.errors import InputError, listing
 from prefinetune.families import FAMILIES
+from prefinetune.files import read_records, write
 from prefinetune.judged import evidence_beside, read_evidence
 from prefinetune.licenses import TERMS, together
 from prefinetune.markdown import Raw, called, escaped, fenced, last_part, linked, number, one_line, table
-from prefinetune.results import read_records, write
 from prefinetune.safety import visible, without_secrets
 
 if TYPE_CHECKING:

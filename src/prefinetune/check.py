@@ -18,7 +18,7 @@ import numpy as np
 from prefinetune.errors import FieldError, InputError, listing
 from prefinetune.families import Example, Family
 from prefinetune.quarantine import BAD_ROWS
-from prefinetune.sources import OpenTask, Split, open_task, spread_rows
+from prefinetune.splits import OpenTask, Split, open_task, spread_rows
 from prefinetune.task import Task
 
 if TYPE_CHECKING:

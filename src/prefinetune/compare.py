@@ -22,23 +22,14 @@ import numpy as np
 
 from prefinetune.config import Config, make_config, same_settings
 from prefinetune.display import Display
+from prefinetune.environment import environment, now
 from prefinetune.errors import InputError, listing
 from prefinetune.evidence import Comparison, best_rates, planned_cells, read_comparison, read_plan, rows_file
+from prefinetune.files import append, digest_of, read_records, refuse_others, set_torn_aside, write, writing_alone
 from prefinetune.finetune import DEFAULTS, Prepared, learn, prepare_task, with_length
 from prefinetune.lineage import entries, seen_rows
 from prefinetune.notice import CLUSTER, Notice, Preempted
 from prefinetune.quarantine import Account, write_quarantine
-from prefinetune.results import (
-    append,
-    digest_of,
-    environment,
-    now,
-    read_records,
-    refuse_others,
-    set_torn_aside,
-    write,
-    writing_alone,
-)
 from prefinetune.start import Start, as_start, model_folder, model_tokenizer, weights_digest
 from prefinetune.store import Store
 from prefinetune.task import Task, find_task

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prefinetune import launcher
 from prefinetune.environment import now
-from prefinetune.results import append
+from prefinetune.files import append
 
 FILE = "emissions.jsonl"  # a record per process that trained; one that was killed leaves none
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from prefinetune.errors import InputError
 from prefinetune.families import FAMILIES
-from prefinetune.results import read_lines
+from prefinetune.files import read_lines
 from prefinetune.safety import is_name
 from prefinetune.statistics import Effect, effect_over_tasks, paired_effect, resampled_scores
 

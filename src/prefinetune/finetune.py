@@ -18,6 +18,7 @@ from prefinetune.errors import InputError
 from prefinetune.evaluate import predict, readable
 from prefinetune.export import load_head, save_task_model
 from prefinetune.families import Encoded, Examples, Family
+from prefinetune.files import digest_of
 from prefinetune.leaks import leave_out
 from prefinetune.lineage import seen_rows
 from prefinetune.lora import adapt, check_lora, save_adapter
@@ -26,8 +27,8 @@ from prefinetune.model import MultiTask, hub_commit, load_backbone
 from prefinetune.prepare import describe, report_cuts
 from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.ranks import gathered
-from prefinetune.results import RunFolder, digest_of
-from prefinetune.sources import OpenTask, open_task, spread_rows
+from prefinetune.results import RunFolder
+from prefinetune.splits import OpenTask, open_task, spread_rows
 from prefinetune.start import model_folder, model_tokenizer
 from prefinetune.store import Store, build_store, encode_split
 from prefinetune.task import Task, find_task

@@ -26,7 +26,8 @@ from prefinetune.families import Choice, Classification, Family, Regression
 from prefinetune.families.base import plain, read
 from prefinetune.guess import LABEL, Guess, Table, called, confidence, guess, look, quoted, says_the_same
 from prefinetune.readers import COMPRESSED, KINDS, Text, delimiter, file_kind
-from prefinetune.sources import ALIASES, ROLES, Files, Rows, Source, spread_rows
+from prefinetune.sources import ALIASES, ROLES, Files, Rows, Source
+from prefinetune.splits import spread_rows
 from prefinetune.task import NAME, Suite, Task
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Inferred:
         Raises:
             InputError: it is there already, and `overwrite` is false.
         """
-        from prefinetune.results import write
+        from prefinetune.files import write
 
         out = Path(out)
         if out.exists() and not overwrite:

@@ -27,8 +27,8 @@ from prefinetune.display import Display
 from prefinetune.errors import FieldError, InputError, listing
 from prefinetune.families import Field
 from prefinetune.families.base import plain, read
-from prefinetune.results import write
-from prefinetune.sources import OpenTask
+from prefinetune.files import write
+from prefinetune.splits import OpenTask
 from prefinetune.store import cache_folder
 from prefinetune.text_index import CONTEXT, KINDS, LEVELS, TEXT, Index, Matches, Texts, joined
 

@@ -15,7 +15,8 @@ from prefinetune.display import Display
 from prefinetune.errors import InputError, listing
 from prefinetune.families import FAMILIES, Family
 from prefinetune.leaks import EVALUATION, evaluation_splits, known_leaks, split_name
-from prefinetune.sources import IN_MEMORY, OpenTask, open_task
+from prefinetune.sources import IN_MEMORY
+from prefinetune.splits import OpenTask, open_task
 from prefinetune.task import Task, build, read_source
 
 HELD_OUT = "held out of train"  # how suite.yaml names a split that the source has not

@@ -15,7 +15,8 @@ from prefinetune.errors import FieldError, InputError, listing, nearest
 from prefinetune.families import FAMILIES, Encoded, Example, Family
 from prefinetune.families.base import Field, plain
 from prefinetune.quarantine import Fault
-from prefinetune.sources import Files, Rows, Split, open_task
+from prefinetune.sources import Files, Rows
+from prefinetune.splits import Split, open_task
 from prefinetune.task import NAME, Task, build
 
 if TYPE_CHECKING:

@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from prefinetune.environment import now
 from prefinetune.errors import InputError, Unavailable
-from prefinetune.results import now, read_records, write
+from prefinetune.files import read_records, write
 from prefinetune.safety import is_name
-from prefinetune.sources import Files, Hub, OpenTask, Rows, open_task
+from prefinetune.sources import Files, Hub, Rows
+from prefinetune.splits import OpenTask, open_task
 
 if TYPE_CHECKING:
     from datasets import Dataset

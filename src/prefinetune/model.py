@@ -8,7 +8,7 @@ Letters: b sequences ("rows") of a micro-batch, n tokens of them all, d hidden s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -34,7 +34,6 @@ from prefinetune.ranks import like
 from prefinetune.stream import Noise
 
 if TYPE_CHECKING:
-    from prefinetune.task import Task
     from prefinetune.tokenizer import Tokenizer
 
 
@@ -498,21 +497,6 @@ def hub_commit(name_or_folder: str) -> str | None:
     except HFValidationError:  # it cannot be a name of the hub
         return None
     return Path(found).parent.name if isinstance(found, str) else None
-
-
-def check_tasks(tasks: Sequence[Task], config: Any, tokenizer: Tokenizer, name: str) -> None:
-    """Whether a model can learn these tasks; asked before any data is read.
-
-    Raises:
-        InputError: naming the task, the model, and what is missing.
-    """
-    auto_models = backbone_class(config).AUTO_MODELS
-    for task in tasks:
-        try:
-            task.family.check(tokenizer)
-            head_class(config, auto_models[task.family.head_kind])
-        except InputError as error:
-            raise InputError(f"task {task.name!r} with model {name!r} ({config.model_type}): {error}") from None
 
 
 def backbone_class(config: Any) -> type[Backbone]:

@@ -20,11 +20,11 @@ from prefinetune.config import Config
 from prefinetune.display import Display
 from prefinetune.errors import InputError
 from prefinetune.families import Encoded
+from prefinetune.files import read_records
 from prefinetune.finetune import build, prepare_tuning
 from prefinetune.model import MultiTask
 from prefinetune.prepare import prepare_suite
 from prefinetune.quarantine import LEAK, SET_ASIDE, Account
-from prefinetune.results import read_records
 from prefinetune.start import Start
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import Tokenizer

@@ -19,11 +19,11 @@ from prefinetune.display import Display
 from prefinetune.errors import InputError, listing
 from prefinetune.families import Encoded, Family
 from prefinetune.families.base import Field
+from prefinetune.files import write, writing_alone
 from prefinetune.load import AT_ONCE, About, Loaded, adapted, open_rows
 from prefinetune.quarantine import Fault
 from prefinetune.readers import file_digest
-from prefinetune.results import write, writing_alone
-from prefinetune.sources import Split
+from prefinetune.splits import Split
 from prefinetune.store import iter_ahead
 
 if TYPE_CHECKING:

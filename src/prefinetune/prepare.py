@@ -14,14 +14,14 @@ from prefinetune.errors import InputError
 from prefinetune.export import load_head
 from prefinetune.families import Family
 from prefinetune.families.base import plain
+from prefinetune.files import digest_of
 from prefinetune.leaks import Leaks, leave_out
 from prefinetune.lora import adapt, check_lora
 from prefinetune.mirror import origin
-from prefinetune.model import MultiTask, check_tasks, load_backbone, read_config
+from prefinetune.model import MultiTask, load_backbone, read_config
 from prefinetune.quarantine import Account
-from prefinetune.results import digest_of
-from prefinetune.sources import OpenTask, open_task, open_tasks
-from prefinetune.start import model_folder, model_tokenizer
+from prefinetune.splits import OpenTask, open_task, open_tasks
+from prefinetune.start import check_tasks, model_folder, model_tokenizer
 from prefinetune.store import EncodedSplit, Store, build_stores, encode_split
 from prefinetune.task import Suite, Task, read_suite
 from prefinetune.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from prefinetune.check import spread_examples
 from prefinetune.errors import FieldError, listing
 from prefinetune.families import FAMILIES, Example, Family
 from prefinetune.families.base import plain
-from prefinetune.sources import OpenTask, open_task
+from prefinetune.splits import OpenTask, open_task
 from prefinetune.task import Task
 from prefinetune.tokenizer import Tokenizer
 

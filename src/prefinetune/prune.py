@@ -13,9 +13,9 @@ from prefinetune.affinity import Affinity, read_affinity, shown
 from prefinetune.config import Config, make_config
 from prefinetune.errors import InputError, listing
 from prefinetune.families import FAMILIES
+from prefinetune.files import write
 from prefinetune.infer import comment, flow
 from prefinetune.lineage import HELD_OUT, entries
-from prefinetune.results import write
 from prefinetune.sources import IN_MEMORY
 
 

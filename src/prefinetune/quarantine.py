@@ -1,6 +1,6 @@
 """What became of every row: counted by the rule that decided, and, where a row could not be used, named with the reason.
 
-The rows of a source are the rows of its table and its faults; `sources.py` leaves some out by rule, `store.py` makes the others
+The rows of a source are the rows of its table and its faults; `splits.py` leaves some out by rule, `store.py` makes the others
 into examples or sets them aside. An account follows a role of a task through both, and stops the run when too many are bad.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefinetune.errors import InputError
-from prefinetune.results import read_records, write
+from prefinetune.files import read_records, write
 
 QUARANTINE = "quarantine.jsonl"
 BAD_ROWS = 0.01  # the share of rows that may be unusable, where nothing else is said

@@ -33,8 +33,8 @@ import numpy as np
 
 from prefinetune.cache import NO_SPACE, building, cache_folder, claimed, space_for
 from prefinetune.errors import FieldError, InputError, listing
+from prefinetune.files import read_records
 from prefinetune.quarantine import Fault, too_many, write_records
-from prefinetune.results import read_records
 
 if TYPE_CHECKING:
     import pyarrow as pa

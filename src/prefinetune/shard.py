@@ -23,8 +23,8 @@ import numpy as np
 
 from prefinetune.errors import InputError
 from prefinetune.families import Encoded
+from prefinetune.files import read_records
 from prefinetune.quarantine import QUARANTINE, Fault, write_records
-from prefinetune.results import read_records
 
 MANIFEST, CHECKED = "manifest.json", "checked"
 

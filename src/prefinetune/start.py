@@ -9,8 +9,9 @@ from typing import Any
 
 from prefinetune.checkpoint import checksum
 from prefinetune.config import DataSettings
-from prefinetune.model import check_tasks, hub_commit, read_config
-from prefinetune.results import digest_of
+from prefinetune.errors import InputError
+from prefinetune.files import digest_of
+from prefinetune.model import backbone_class, head_class, hub_commit, read_config
 from prefinetune.task import Task
 from prefinetune.tokenizer import Tokenizer, load_tokenizer
 
@@ -46,6 +47,21 @@ def model_tokenizer(name: str, tasks: Sequence[Task], settings: DataSettings) ->
     tokenizer = load_tokenizer(name, settings.max_length, architecture, settings.max_target_length)
     check_tasks(tasks, architecture, tokenizer, name)
     return tokenizer
+
+
+def check_tasks(tasks: Sequence[Task], config: Any, tokenizer: Tokenizer, name: str) -> None:
+    """Whether a model can learn these tasks; asked before any data is read.
+
+    Raises:
+        InputError: naming the task, the model, and what is missing.
+    """
+    auto_models = backbone_class(config).AUTO_MODELS
+    for task in tasks:
+        try:
+            task.family.check(tokenizer)
+            head_class(config, auto_models[task.family.head_kind])
+        except InputError as error:
+            raise InputError(f"task {task.name!r} with model {name!r} ({config.model_type}): {error}") from None
 
 
 def weights_digest(start: str | Path) -> str:

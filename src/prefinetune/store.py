@@ -32,7 +32,7 @@ from prefinetune.errors import FieldError, InputError
 from prefinetune.families import Encoded, Example
 from prefinetune.quarantine import NO_LABEL, SET_ASIDE, STORED, Account, Fault
 from prefinetune.shard import Appender, Damaged, Shard, array_types, seal
-from prefinetune.sources import OpenTask
+from prefinetune.splits import OpenTask
 from prefinetune.tokenizer import Tokenizer
 
 FORMAT = 6  # of the files of a shard; part of a store's digest

@@ -22,18 +22,21 @@ from prefinetune.catalog import catalog
 from prefinetune.compare import GRID, LABELS, SEEDS, TUNING_SEEDS, Bench, cell_settings, compare, examples_of, label_name
 from prefinetune.config import Config, ObjectiveSettings, make_config, same_settings
 from prefinetune.display import Display
+from prefinetune.environment import environment, now
 from prefinetune.errors import FieldError, InputError, listing
 from prefinetune.families import Denoising
 from prefinetune.families.base import plain
+from prefinetune.files import digest_of, read_records, refuse_others, write, writing_alone
 from prefinetune.lineage import entries
 from prefinetune.model import read_config
 from prefinetune.notice import Preempted
-from prefinetune.results import digest_of, environment, now, read_records, refuse_others, write, writing_alone
-from prefinetune.sources import Files, OpenTask, open_task, open_tasks
+from prefinetune.sources import Files
+from prefinetune.splits import OpenTask, open_task, open_tasks
 from prefinetune.start import Start, as_start, model_folder, model_tokenizer, weights_digest
 from prefinetune.statistics import LEVEL, POWER
 from prefinetune.study_design import CONTROLS, COUNTS, FACTORS, Design, Group, make_design
 from prefinetune.study_results import StudyResults, read_protocol, read_study
+from prefinetune.tables import show_protocol
 from prefinetune.task import Suite, Task, find_task, read_suite
 from prefinetune.train import train
 from prefinetune.workers import Job, side_by_side
@@ -133,7 +136,7 @@ def study(
     with writing_alone(folder):
         if protocol != known:
             write(folder / "study.json", json.dumps(protocol, indent=1, ensure_ascii=False))
-        display.protocol(protocol)
+        show_protocol(protocol, display)
         if not plan_only:
             lab.pre_finetune(protocol)
             lab.compare(protocol)

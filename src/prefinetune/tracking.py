@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefinetune.errors import InputError
-from prefinetune.results import write
+from prefinetune.files import write
 from prefinetune.safety import without_secrets
 
 if TYPE_CHECKING:

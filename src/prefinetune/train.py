@@ -28,6 +28,7 @@ from prefinetune.errors import InputError
 from prefinetune.evaluate import Evaluation, evaluate, main_scores, mean_score, readable
 from prefinetune.export import save_trunk_and_heads
 from prefinetune.families import Encoded
+from prefinetune.files import digest_of
 from prefinetune.gradients import Sampler
 from prefinetune.leaks import evaluation_splits, split_name
 from prefinetune.lora import save_adapter
@@ -37,7 +38,7 @@ from prefinetune.model import MultiTask, hub_commit
 from prefinetune.notice import Notice, Preempted
 from prefinetune.prepare import open_kept_out, prepare_suite, report_cuts
 from prefinetune.quarantine import write_quarantine
-from prefinetune.results import RunFolder, digest_of
+from prefinetune.results import RunFolder
 from prefinetune.store import iter_ahead
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import Tokenizer

@@ -33,7 +33,8 @@ from safetensors.torch import load_file
 import microworld
 import processes
 from prefinetune.checkpoint import CHECKSUMS, checkpoints, damage
-from prefinetune.results import RunFolder, read_lines
+from prefinetune.files import read_lines
+from prefinetune.results import RunFolder
 
 UPDATES, EVERY = 40, 3  # of a run, and between its checkpoints
 TASKS = processes.TASKS
@@ -526,7 +527,7 @@ def clock_set_back(run: Run, rng: random.Random) -> Told:
 def turn_clock_back() -> None:
     import datetime
 
-    import prefinetune.results
+    import prefinetune.environment
 
     began = time.time()
     real = time.perf_counter
@@ -538,7 +539,7 @@ def turn_clock_back() -> None:
         def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
             return cls.fromtimestamp(time.time(), tz)
 
-    prefinetune.results.datetime = Backwards
+    prefinetune.environment.datetime = Backwards
 
 
 def half_a_line(run: Run, rng: random.Random) -> Told:

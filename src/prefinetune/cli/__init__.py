@@ -140,6 +140,7 @@ def train(
     from prefinetune.config import make_config
     from prefinetune.display import Display
     from prefinetune.recipes import recipe as find_recipe
+    from prefinetune.tables import show_scores
     from prefinetune.train import train as run
 
     chosen = find_suite(suite)
@@ -159,12 +160,12 @@ def train(
             chosen, model, config=config, data_root=data_root, cache=cache, against=others, skip_missing=skip_missing,
             display=display,
         )  # fmt: skip
-        return show_plan(plan, display, as_json)
+        return tell_plan(plan, display, as_json)
     done = run(
         chosen, model, out, config=config, data_root=data_root, cache=cache, resume=resume, against=others,
         skip_missing=skip_missing, display=display,
     )  # fmt: skip
-    display.scores(done.scores)
+    show_scores(done.scores, display)
     display.say(f"{done.updates:,} updates, {done.examples:,} examples in {done.seconds:,.0f} s; the model is in {done.model}")
     if as_json:
         emit({"out": str(done.folder), "model": str(done.model), "updates": done.updates, "examples": done.examples,
@@ -208,7 +209,7 @@ def finetune(
             task, start, labels=parse_labels(labels), keep_head=not new_head, config=said, data_root=data_root, cache=cache,
             display=display,
         )  # fmt: skip
-        return show_plan(plan, display, as_json)
+        return tell_plan(plan, display, as_json)
     done = run(
         task, start, out, labels=parse_labels(labels), keep_head=not new_head, config=said, data_root=data_root, cache=cache,
         resume=resume, display=display,
@@ -258,6 +259,7 @@ def compare(
     from prefinetune.compare import compare as run
     from prefinetune.config import make_config
     from prefinetune.display import Display
+    from prefinetune.tables import show_comparison, show_comparison_plan
 
     if not start:
         raise InputError("--from is missing: a run, a hub name or a model folder")
@@ -275,13 +277,13 @@ def compare(
         from prefinetune.plan import plan_compare
 
         plan = plan_compare(found, start, out, **alike)
-        display.comparison_plan(plan)
+        show_comparison_plan(plan, display)
         if as_json:
             emit(plan.as_dict())
         return
     comparison = run(found, start, out, processes=processes, **alike)
     display.say(f"the cells are in {out}; `prefinetune report {out} --open` draws them")
-    display.comparison(comparison)
+    show_comparison(comparison, display)
     if as_json:
         from dataclasses import asdict
 
@@ -424,9 +426,11 @@ def demo(
 app.command()(env)
 
 
-def show_plan(plan: RunPlan, display: Display, as_json: bool) -> None:
+def tell_plan(plan: RunPlan, display: Display, as_json: bool) -> None:
     """What a dry run came to."""
-    display.plan(plan)
+    from prefinetune.tables import show_plan
+
+    show_plan(plan, display)
     if as_json:
         emit(plan.as_dict())
 

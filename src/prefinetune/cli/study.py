@@ -241,6 +241,7 @@ def run(
     from prefinetune.config import make_config
     from prefinetune.display import Display
     from prefinetune.study import study
+    from prefinetune.tables import show_study
 
     if not targets:
         raise InputError("--targets is missing: the tasks to learn from few labels, as a suite file, or names and tags")
@@ -262,7 +263,7 @@ def run(
     if plan:
         display.say(f"the protocol is {out / 'study.json'}: commit it, and then give the same command without --plan")
     else:
-        display.study(found)
+        show_study(found, display)
         display.say(f"the study is in {out}; `prefinetune report {out} --open` draws it")
     if as_json:
         emit({"out": str(out), "protocol": found.protocol, **found.as_dict()})

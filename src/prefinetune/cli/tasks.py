@@ -164,10 +164,10 @@ def leaks(
 ) -> None:
     """Find training rows that show evaluation rows, within a task and across tasks. Training leaves them out by itself."""
     from prefinetune.display import Display
+    from prefinetune.files import write
     from prefinetune.leaks import find_leaks, told
     from prefinetune.report.leaks import write_leaks
-    from prefinetune.results import write
-    from prefinetune.sources import open_tasks
+    from prefinetune.splits import open_tasks
 
     display = Display()
     opened = open_tasks(find_suite(suite), data_root, skip_missing=skip_missing, say=display.say)

@@ -19,9 +19,10 @@ from prefinetune.compare import compare
 from prefinetune.demo.mine import Mined, mine
 from prefinetune.display import Display, clock
 from prefinetune.families import Denoising
+from prefinetune.files import write
 from prefinetune.report import write_report
-from prefinetune.results import write
 from prefinetune.sources import Rows
+from prefinetune.tables import show_comparison
 from prefinetune.task import Suite, Task
 from prefinetune.train import train
 from prefinetune.workers import Job, side_by_side
@@ -175,7 +176,7 @@ def run_demo(out: Path, seed: int, display: Display, size: Size = WHOLE) -> dict
     write(out / "demo.json", json.dumps(result, indent=1))
     page = write_report([out], out / "report.html")
     display.say(f"the page is {page}")
-    display.comparison(comparison)
+    show_comparison(comparison, display)
     if size.told:
         display.say(size.told)
     return result

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefinetune.files import write
 from prefinetune.leaks import Leaks, Overlap
 from prefinetune.report.document import document
 from prefinetune.report.markup import Markup, listed, markup, printable, tag
-from prefinetune.results import write
 
 HEADINGS = (
     ("Training task", ""),

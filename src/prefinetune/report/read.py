@@ -22,8 +22,8 @@ from prefinetune.config import Config
 from prefinetune.errors import InputError
 from prefinetune.evidence import Comparison, best_rates, planned_cells, read_comparison, read_plan
 from prefinetune.families import FAMILIES
+from prefinetune.files import read_lines
 from prefinetune.mixture import Mixture, shares
-from prefinetune.results import read_lines
 from prefinetune.safety import is_name
 from prefinetune.study_results import StudyResults, read_study
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefinetune.environment import now
 from prefinetune.errors import InputError
+from prefinetune.files import write
 from prefinetune.report.comparisons import against_labels, definitions, gains, not_run, targets, verdict
 from prefinetune.report.document import document, resource
 from prefinetune.report.markup import Markup, embedded, listed, markup, printable, tag
@@ -18,7 +20,6 @@ from prefinetune.report.parts import moment, selector
 from prefinetune.report.read import Found, read_folders
 from prefinetune.report.studies import study_sections, study_verdict
 from prefinetune.report.trainings import fine_tunings, training
-from prefinetune.results import now, write
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
