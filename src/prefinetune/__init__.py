@@ -40,7 +40,7 @@ HOMES = {
     "Tuned": "finetune", "finetune": "finetune", "Recipe": "recipes", "recipe": "recipes", "Files": "sources",
     "Hub": "sources", "Rows": "sources", "Suite": "task", "Task": "task", "read_suite": "task", "Run": "train", "train": "train",
     "mirror": "mirror", "tasksource_task": "tasksource", "check_suite": "check", "infer_suite": "infer", "infer_task": "infer",
-    "Leaks": "leaks", "find_leaks": "leaks", "open_tasks": "sources",
+    "Leaks": "leaks", "find_leaks": "leaks", "open_tasks": "splits",
     "export": "publish", "load": "load", "Loaded": "load",
     "PrefinetunedClassifier": "estimator", "sentence_transformer": "embedding", "save_sentence_transformer": "embedding",
     "study": "study", "StudyResults": "study_results", "read_study": "study_results",

@@ -36,7 +36,7 @@ from prefinetune.memory import Memory, Work
 from prefinetune.mixture import Mixture, hash_key, shares
 from prefinetune.model import MultiTask, hub_commit
 from prefinetune.notice import Notice, Preempted
-from prefinetune.prepare import open_kept_out, prepare_suite, report_cuts
+from prefinetune.prepare import PreparedSuite, open_kept_out, prepare_suite, report_cuts
 from prefinetune.quarantine import write_quarantine
 from prefinetune.results import RunFolder
 from prefinetune.store import iter_ahead
@@ -415,12 +415,9 @@ def train(
     """
     display = display or Display(quiet=True)
     prepared = prepare_suite(suite, model, config, data_root, cache, against, skip_missing, display)
-    suite, config, accounts = prepared.suite, prepared.config, prepared.accounts
-    tokenizer, validation, families = prepared.tokenizer, prepared.validation, prepared.families
-
+    suite, config, tokenizer = prepared.suite, prepared.config, prepared.tokenizer
     folder, identity = RunFolder(out), prepared.identity()
-    recorded = {record["task"]: record for record in folder.results() if record["digest"] == digest_of(identity)}
-    if resume and len(recorded) == len(suite):
+    if resume and len(recorded := recorded_results(folder, identity)) == len(suite):
         display.say(f"{folder.path} is complete; nothing is left to do")
         if not (folder.path / "model" / "README.md").exists():  # it was stopped just before
             write_card(folder.path, folder.path / "model", evidence=())
@@ -429,40 +426,58 @@ def train(
     resolved = prepared.resolved()
     told = {"name": suite.name, "model": prepared.model, "commit": hub_commit(prepared.model), "tasks": resolved}
     with folder.claimed(identity, config.to_yaml(), told, resume):
-        if leaks := prepared.leaks:
-            splits = evaluation_splits((*prepared.opened, *prepared.protected))
-            compared = {split_name(one, role): one.digest(role) for one, role in splits}
-            folder.write_leaks({**leaks.as_dict(), "left_out": config.data.leaks == "drop", "compared_with": compared})
-        if launcher.is_main():
-            write_quarantine(folder.path, accounts)
-        report_cuts(resolved, accounts, display)
-
+        write_rows_left_out(folder, prepared)
+        report_cuts(resolved, prepared.accounts, display)
         multitask = prepared.build(model, display)
         kept_out = open_kept_out(prepared.model, against, suite, tokenizer, config, data_root, cache, display)
         sampled = {task.name for task in (*prepared.tasks, *kept_out)}
         targets = [task.name for task in against if task.name in sampled]
-        result = fit(multitask, tokenizer, prepared.tasks, validation, config, folder, display, resume, kept_out, targets)
-
-        readables = {
-            task: list(readable(families[task], validation[task], predictions))
-            for task, predictions in result.evaluation.predictions.items()
-        }
-        readables = ranks.merged(readables, result.accelerator)
-        save_trunk_and_heads(multitask, tokenizer, folder.path)
-        save_adapter(multitask.backbone, folder.path / "adapter")
-        for task in suite:
-            folder.write_predictions(task.slug, readables[task.name])
-        progress = result.progress
-        shared = {
-            "arm": "train", "base": prepared.model, "labels": "all", "seed": config.seed, "split": "validation",
-            "examples": progress.examples, "updates": progress.updates, "seconds": round(progress.seconds, 1),
-            "digest": digest_of(identity),
-        }  # fmt: skip
-        there = {record["task"] for record in folder.results() if record["digest"] == digest_of(identity)}
-        for task_name, scores in result.scores.items():
-            if task_name not in there:
-                family = families[task_name]
-                own = {"task": task_name, "family": family.kind, "metric": family.metric, "score": scores[family.metric]}
-                folder.add_result({**own, "scores": scores, "rows": len(validation[task_name]), **shared})
-        write_card(folder.path, folder.path / "model", evidence=())
+        result = fit(
+            multitask, tokenizer, prepared.tasks, prepared.validation, config, folder, display, resume, kept_out, targets
+        )
+        write_outcome(folder, prepared, multitask, result)
+    progress = result.progress
     return Run(folder.path, result.scores, progress.updates, progress.examples, progress.seconds)
+
+
+def recorded_results(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By task, what results.jsonl holds of this very run."""
+    return {record["task"]: record for record in folder.results() if record["digest"] == digest_of(identity)}
+
+
+def write_rows_left_out(folder: RunFolder, prepared: PreparedSuite) -> None:
+    """Which rows are not trained on: those that show evaluation rows, and those that could not be used."""
+    if leaks := prepared.leaks:
+        splits = evaluation_splits((*prepared.opened, *prepared.protected))
+        compared = {split_name(one, role): one.digest(role) for one, role in splits}
+        left_out = prepared.config.data.leaks == "drop"
+        folder.write_leaks({**leaks.as_dict(), "left_out": left_out, "compared_with": compared})
+    if launcher.is_main():
+        write_quarantine(folder.path, prepared.accounts)
+
+
+def write_outcome(folder: RunFolder, prepared: PreparedSuite, model: MultiTask, result: Fit) -> None:
+    """Trunk, heads, predictions, scores and card; the scores last but for the card: they say that the rest is there."""
+    families, validation, progress = prepared.families, prepared.validation, result.progress
+    readables = {
+        task: list(readable(families[task], validation[task], predictions))
+        for task, predictions in result.evaluation.predictions.items()
+    }
+    readables = ranks.merged(readables, result.accelerator)
+    save_trunk_and_heads(model, prepared.tokenizer, folder.path)
+    save_adapter(model.backbone, folder.path / "adapter")
+    for task in prepared.suite:
+        folder.write_predictions(task.slug, readables[task.name])
+    identity = prepared.identity()
+    shared = {
+        "arm": "train", "base": prepared.model, "labels": "all", "seed": prepared.config.seed, "split": "validation",
+        "examples": progress.examples, "updates": progress.updates, "seconds": round(progress.seconds, 1),
+        "digest": digest_of(identity),
+    }  # fmt: skip
+    there = recorded_results(folder, identity)
+    for name, scores in result.scores.items():
+        if name not in there:
+            family = families[name]
+            own = {"task": name, "family": family.kind, "metric": family.metric, "score": scores[family.metric]}
+            folder.add_result({**own, "scores": scores, "rows": len(validation[name]), **shared})
+    write_card(folder.path, folder.path / "model", evidence=())
