@@ -217,7 +217,7 @@ def test_cells_whose_rows_cannot_be_read_keep_their_scores_and_the_interval_of_t
     found = read_study(folder)
     (problem,) = found.problems
     assert problem.startswith("a, 32 labels, ")
-    assert "its rows cannot be read" in problem
+    assert "rows that cannot be read" in problem
     assert problem.endswith(NO_ROWS)
     (reading,) = found.readings
     assert reading.effect == whole.effect  # rows are in no interval over targets

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prefinetune.errors import InputError
+from prefinetune.errors import InputError, listing
 from prefinetune.families import FAMILIES
 from prefinetune.files import read_lines
 from prefinetune.safety import is_name
@@ -239,9 +239,9 @@ def resampled_cells(
     their files.
 
     Args:
-        without: what becomes of a cell whose rows cannot be read, as the problem says it.
+        without: what becomes of cells whose rows cannot be read, as the problem says it.
     """
-    problems, rows = [], {}
+    problems, rows, lost = [], {}, {}
     for seed in plan["seeds"]:
         if len({record["subset"] for (_, other), record in one.cells.items() if other == seed}) > 1:
             problems.append(f"{one.task}, {one.at} labels, seed {seed}: the arms did not see the same labelled rows")
@@ -252,7 +252,10 @@ def resampled_cells(
                 raise ValueError(f"{found.shape} numbers for {record['rows']} rows")
             rows[arm, seed] = found
         except (OSError, ValueError) as error:
-            problems.append(f"{one.task}, {one.at} labels, {arm}, seed {seed}: its rows cannot be read ({error}), so {without}")
+            lost[f"{arm}, seed {seed}"] = error
+    if lost:
+        where, first = f"{one.task}, {one.at} labels, {listing(lost, 2)}", next(iter(lost.values()))
+        problems.append(f"{where}: rows that cannot be read ({first}), so {without}")
     if not rows:
         return {}, problems
     score = FAMILIES[next(iter(one.cells.values()))["family"]].score_of_means
@@ -263,7 +266,7 @@ def resampled_cells(
 def make_line(folder: Path, plan: Mapping[str, Any], one: Finished) -> tuple[Line, list[str]]:
     """One line from the cells of a task at one label count, and what is wrong with their files."""
     cells, first = one.cells, next(iter(one.cells.values()))
-    resampled, problems = resampled_cells(folder, plan, one, "it is in no interval")
+    resampled, problems = resampled_cells(folder, plan, one, "these are in no interval")
     treated, effects = plan["treated"], {}
     for arm in plan["arms"]:
         paired = [seed for seed in plan["seeds"] if (arm, seed) in resampled and (treated, seed) in resampled]

@@ -27,7 +27,7 @@ from prefinetune.statistics import (
 )
 
 BASE = "base"  # the untouched model, in readings and in the comparison
-NO_ROWS = "intervals of its target with it hold what checkpoints and seeds add, and not what rows add"
+NO_ROWS = "intervals of this target with these hold what checkpoints and seeds add, and not what rows add"
 
 
 @dataclass(frozen=True)
