@@ -16,7 +16,7 @@ from prefinetune.check import check_suite, show_reports
 from prefinetune.cli.shared import show_table
 from prefinetune.display import Display, Terminal
 from prefinetune.families import FAMILIES, Classification
-from prefinetune.infer import infer_suite, show_inferred
+from prefinetune.infer import infer_suite
 from prefinetune.leaks import Leaks, Overlap
 from prefinetune.preview import preview_task, show_preview
 from prefinetune.report import list_runs, write_report
@@ -25,7 +25,7 @@ from prefinetune.report.leaks import write_leaks
 from prefinetune.report.markup import Markup
 from prefinetune.safety import visible
 from prefinetune.sources import Rows
-from prefinetune.tables import show_comparison, show_scores
+from prefinetune.tables import show_comparison, show_inferred, show_scores
 from prefinetune.task import Suite, Task
 from test_report import READ_THROUGH, browser, fewer_resamples, make_comparison, make_run, visit  # noqa: F401 (fixtures)
 from test_report_studies import make_affinity, make_study

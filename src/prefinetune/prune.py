@@ -14,7 +14,7 @@ from prefinetune.config import Config, make_config
 from prefinetune.errors import InputError, listing
 from prefinetune.families import FAMILIES
 from prefinetune.files import write
-from prefinetune.infer import comment, flow
+from prefinetune.infer.text import comment, flow
 from prefinetune.lineage import HELD_OUT, entries
 from prefinetune.sources import IN_MEMORY
 

@@ -12,8 +12,11 @@ from prefinetune.display import clock
 from prefinetune.errors import listing
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from prefinetune.display import Display
     from prefinetune.evidence import Comparison
+    from prefinetune.infer import Inferred
     from prefinetune.plan import ComparisonPlan, RunPlan
     from prefinetune.statistics import Effect
     from prefinetune.study_results import StudyResults
@@ -132,6 +135,28 @@ def show_study(found: StudyResults, display: Display) -> None:
         display.say(f"not run: {line}")
     for sentence in found.sentences():
         display.say(sentence)
+
+
+def show_inferred(found: Inferred, console: Console) -> None:
+    """Print the proposals and what is left out; the suite file has the reasons."""
+    from prefinetune.infer.text import fields_of, flow, relative
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("task", "family", "confidence"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("rows", justify="right")
+    table.add_column("reads", overflow="fold")
+    for one in found.proposals:
+        told = ", ".join(f"{key}={flow(value)}" for key, value in fields_of(one.task.family).items() if key != "labels")
+        table.add_row(Text(one.task.name), one.task.family.kind, one.confidence, f"{sum(one.rows.values()):,}", Text(told))
+    if found.proposals:
+        console.print(table)
+    for one in found.proposals:
+        for remark in one.remarks:
+            console.print(f"! {one.task.name}: {remark}", markup=False, highlight=False)
+    for out in found.left_out:
+        names = listing((relative(str(path), found.folder) for path in out.files), 4)
+        console.print(f"- left out: {names}: {out.reason}", markup=False, highlight=False)
 
 
 def effect_cells(effect: Effect | None) -> list[str]:

@@ -71,7 +71,8 @@ def infer(
     as_json: Json = False,
 ) -> None:
     """Propose a suite file for a folder of your own files, with reasons, to be reviewed."""
-    from prefinetune.infer import infer_suite, show_inferred
+    from prefinetune.infer import infer_suite
+    from prefinetune.tables import show_inferred
 
     found = infer_suite(folder)
     path = found.write(out or folder / "suite.yaml", overwrite)

@@ -7,14 +7,12 @@ trained on. The result is meant to be read by a person first: reasons, doubts an
 
 from __future__ import annotations
 
-import os
 import re
-import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,122 +21,22 @@ import numpy as np
 from prefinetune.check import check_task
 from prefinetune.errors import InputError, listing
 from prefinetune.families import Choice, Classification, Family, Regression
-from prefinetune.families.base import plain, read
-from prefinetune.guess import LABEL, Guess, Table, called, confidence, guess, look, quoted, says_the_same
-from prefinetune.readers import COMPRESSED, KINDS, Text, delimiter, file_kind
-from prefinetune.sources import ALIASES, ROLES, Files, Rows, Source
+from prefinetune.families.base import read
+from prefinetune.infer.columns import Table, look, quoted
+from prefinetune.infer.grouping import SPLIT_WORDS, Group, find_files, group_files
+from prefinetune.infer.guess import Guess, confidence, guess, says_the_same
+from prefinetune.infer.proposals import Inferred, LeftOut, Proposal
+from prefinetune.infer.words import LABEL, called
+from prefinetune.readers import KINDS
+from prefinetune.sources import ROLES, Files, Rows, Source
 from prefinetune.splits import spread_rows
-from prefinetune.task import NAME, Suite, Task
+from prefinetune.task import NAME, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from rich.console import Console
 
 SAMPLE, LEADING = 2000, 200  # rows looked at for a guess, of which so many are the first ones
 FEW = 4  # rows of a label: so few may all be held out for validation, and then it must be declared
-WIDTH = 110  # characters of a comment
-
-SPLIT_WORDS = {
-    **{role: role for role in ROLES}, **ALIASES, "training": "train", "trn": "train", "testing": "test", "devel": "validation",
-}  # fmt: skip
-SHARD = re.compile(r"[-_.]?(\d+[-_]of[-_]\d+|part[-_]?\d+|\d{3,})$", re.IGNORECASE)
-HINTS = {
-    ".txt": "texts without a table; write them as JSON lines such as {\"text\": \"...\"}", ".md": "not a table of rows",
-    ".xlsx": "a spreadsheet; save its sheet as CSV (UTF-8)", ".xls": "a spreadsheet; save its sheet as CSV (UTF-8)",
-    ".ods": "a spreadsheet; save its sheet as CSV (UTF-8)", ".zip": "an archive; unpack it first",
-    ".tar": "an archive; unpack it first", ".tgz": "an archive; unpack it first", ".pkl": "a pickle, which is never read",
-    ".pickle": "a pickle, which is never read", ".yaml": "not data", ".yml": "not data",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A task as the files suggest it.
-
-    Attributes:
-        task: what is proposed.
-        files: the files it reads, by split.
-        rows: how many there are, by split.
-        confidence: high, medium or low.
-        reasons: what speaks for it.
-        remarks: what a person should look at.
-        alternatives: (other family, why it could be that).
-    """
-
-    task: Task
-    confidence: str
-    reasons: tuple[str, ...]
-    remarks: tuple[str, ...] = ()
-    alternatives: tuple[tuple[Family, str], ...] = ()
-    files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
-    rows: Mapping[str, int] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return {
-            **entry_of(self.task), "confidence": self.confidence, "reasons": list(self.reasons), "remarks": list(self.remarks),
-            "alternatives": [{one.kind: fields_of(one), "why": why} for one, why in self.alternatives],
-            "files": {split: [str(path) for path in paths] for split, paths in self.files.items()}, "rows": dict(self.rows),
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Files that are in no proposed task, why, and what they would be once that is mended."""
-
-    files: tuple[Path, ...]
-    reason: str
-    proposal: Proposal | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        would = None if self.proposal is None else self.proposal.as_dict()
-        return {"files": [str(path) for path in self.files], "reason": self.reason, "proposal": would}
-
-
-@dataclass(frozen=True)
-class Inferred:
-    """What a folder holds: every file under it is in a proposal or left out, and no file is in both."""
-
-    folder: Path
-    proposals: tuple[Proposal, ...]
-    left_out: tuple[LeftOut, ...]
-
-    def suite(self, at: str | Path | None = None) -> Suite:
-        """The proposed tasks; with `at`, exactly as `read_suite` reads them from a suite file in that place.
-
-        Raises:
-            InputError: there are none.
-        """
-        if not self.proposals:
-            raise InputError(f"{self.folder}: no task was found in its {len(self.left_out)} kinds of files")
-        tasks = [one.task if at is None else moved(one.task, Path(at).parent) for one in self.proposals]
-        return Suite(suite_name(self.folder), tuple(tasks))
-
-    def text(self, at: str | Path) -> str:
-        """A suite file to be read by a person first, for the place `at`: paths in it are relative to that."""
-        return write_text(self, Path(at))
-
-    def write(self, out: str | Path, overwrite: bool = False) -> Path:
-        """Write the suite file.
-
-        Raises:
-            InputError: it is there already, and `overwrite` is false.
-        """
-        from prefinetune.files import write
-
-        out = Path(out)
-        if out.exists() and not overwrite:
-            raise InputError(f"{out} is there already; name another file, or say that it may be overwritten")
-        write(out, self.text(out))
-        return out
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return {
-            "folder": str(self.folder), "tasks": [one.as_dict() for one in self.proposals],
-            "left_out": [one.as_dict() for one in self.left_out],
-        }  # fmt: skip
 
 
 def infer_suite(folder: str | Path) -> Inferred:
@@ -186,152 +84,6 @@ def infer_task(rows: Any, name: str = "mine") -> Proposal:
 
 
 # ---- files to groups
-
-
-@dataclass(frozen=True)
-class Group:
-    """Files that are one task."""
-
-    folder: Path  # where they are
-    name: str  # what they share in their names
-    splits: dict[str, list[Path]]
-    alone: bool = False  # whether there is no other task in that folder
-
-
-def find_files(folder: Path) -> tuple[list[Path], list[LeftOut]]:
-    """(data files, all others with the reason), in order of their paths."""
-    files: list[Path] = []
-    others: list[LeftOut] = []
-    for here, folders, names in os.walk(folder):
-        folders.sort()
-        for name in [name for name in folders if name.startswith(".") or (Path(here) / name).is_symlink()]:
-            folders.remove(name)
-            others.append(LeftOut((Path(here) / name,), "a hidden folder" if name.startswith(".") else "a link to a folder"))
-        for name in sorted(names):
-            path = Path(here) / name
-            if reason := not_data(path):
-                others.append(LeftOut((path,), reason))
-            else:
-                files.append(path)
-    return files, others
-
-
-def not_data(path: Path) -> str | None:
-    """Why a file is not read at all, if so."""
-    suffix = path.suffix.lower()
-    if path.name.startswith((".", "~$")):
-        return "a hidden file"
-    if not file_kind(path):
-        return HINTS.get(suffix) or f"not a kind of file that is read ({suffix or 'no ending'}); accepted: {listing(KINDS)}"
-    if not path.is_file():
-        return "not a file"
-    if path.stat().st_size == 0:
-        return "the file is empty"
-    return text_problem(path) if file_kind(path) in ("csv", "json") else None
-
-
-def text_problem(path: Path) -> str | None:
-    """What the beginning of a text file says against it: another encoding, another delimiter, no header."""
-    try:
-        with Text(path) as text:
-            beginning = text.stream.read(1 << 16)
-    except Exception as error:  # the many ways in which a compressed file can be damaged
-        return f"it cannot be opened: {(str(error) or type(error).__name__).splitlines()[0]}"
-    if beginning.startswith(("\udcff\udcfe", "\udcfe\udcff")):
-        return "its text is UTF-16; save it as UTF-8"
-    if "\0" in beginning:
-        return "it holds zero bytes: no text, whatever its ending says"
-    if not beginning.strip():
-        return "the file is empty"
-    return table_problem(path, beginning.splitlines()) if file_kind(path) == "csv" else None
-
-
-def table_problem(path: Path, lines: Sequence[str]) -> str | None:
-    header, mark = lines[0], delimiter(path)
-    others = [sign for sign in (";", "\t", "|", ",") if sign != mark and header.count(sign) > header.count(mark)]
-    if others and mark not in header:
-        sign = others[0]
-        wanted = {"\t": "rename it to end in .tsv", ",": "rename it to end in .csv"}.get(sign, f"save it with {mark!r} instead")
-        return f"its columns are separated by {sign!r}, not by {mark!r}; {wanted}"
-    cells = next(iter(csv_rows(lines[:1], mark)), [])
-    rows = [row for row in csv_rows(lines[1:200], mark) if len(row) == len(cells)]
-    strange = [
-        cell for cell in cells if len(cell) > 60 or len(cell.split()) > 8 or re.fullmatch(r"-?\d+([.,]\d+)?", cell.strip())
-    ]
-    repeated = [cell for at, cell in enumerate(cells) if cell.strip() and sum(row[at] == cell for row in rows) >= 2]
-    if strange or repeated:
-        return (
-            f"its first line seems to be a row and not the names of columns ({(strange or repeated)[0][:60]!r}); add such a line"
-        )
-    return None
-
-
-def csv_rows(lines: Iterable[str], mark: str) -> list[list[str]]:
-    import csv
-
-    try:
-        return list(csv.reader(lines, delimiter=mark))
-    except csv.Error:
-        return []
-
-
-def group_files(folder: Path, files: Sequence[Path]) -> tuple[list[Group], list[LeftOut]]:
-    """Files whose names say that they are the splits of one task, together; and files that say so but cannot be."""
-    groups: dict[tuple[Path, str], dict[str, list[Path]]] = {}
-    alone: list[Path] = []
-    for path in files:
-        base, role = split_of(path)
-        here = path.parent
-        if role is None and here != folder and here.name.lower() in SPLIT_WORDS:
-            here, role = here.parent, SPLIT_WORDS[here.name.lower()]
-        if role is None and base == stem(path):  # a file by itself, whatever others are called
-            alone.append(path)
-            continue
-        groups.setdefault((here, base), {}).setdefault(role or "train", []).append(path)
-    folders = Counter([*(here for here, _ in groups), *(path.parent for path in alone)])
-    found = [Group(path.parent, stem(path), {"train": [path]}, folders[path.parent] == 1) for path in alone]
-    left_out: list[LeftOut] = []
-    for (here, base), splits in groups.items():
-        kept: dict[str, list[Path]] = {}
-        formats = {kind: [role for role, paths in splits.items() if any(file_kind(path) == kind for path in paths)]
-                   for kind in ("parquet", "arrow", "json", "csv")}  # fmt: skip
-        main = max(formats, key=lambda kind: len(formats[kind]))
-        for role in sorted(splits, key=lambda role: ROLES.index(role)):
-            paths = splits[role]
-            mine = [path for path in paths if file_kind(path) == main] or paths[:1]
-            same = [path for path in mine if shard_base(path) == shard_base(mine[0]) and path.suffix == mine[0].suffix]
-            kept[role] = same if all(SHARD.search(stem(path)) for path in same) else mine[:1]
-            for path in paths:
-                if path not in kept[role]:
-                    left_out.append(LeftOut((path,), f"the {role} rows of this task already come from {kept[role][0].name}"))
-        found.append(Group(here, base, kept, folders[here] == 1))
-    return sorted(found, key=lambda group: min(paths[0] for paths in group.splits.values())), left_out
-
-
-def stem(path: Path) -> str:
-    """The name of a file without the endings that say what kind of file it is."""
-    name = path.name
-    for _ in range(2):
-        suffix = Path(name).suffix.lower()
-        if suffix in KINDS or suffix in COMPRESSED:
-            name = name[: -len(suffix)]
-    return name
-
-
-def shard_base(path: Path) -> str:
-    return SHARD.sub("", stem(path))
-
-
-def split_of(path: Path) -> tuple[str, str | None]:
-    """(what is left of a file's name, its split): ("faq", "validation") for faq-dev.jsonl; None where the name has no split."""
-    name = stem(path)
-    for candidate in dict.fromkeys((shard_base(path), name)):
-        parts = re.split(r"([-_. ]+)", candidate)
-        for at in (len(parts) - 1, 0):
-            if role := SPLIT_WORDS.get(parts[at].lower()):
-                rest = parts[:at] if at else parts[1:]
-                return "".join(rest).strip("-_. "), role
-    return (shard_base(path) or name), None
 
 
 # ---- groups to proposals
@@ -689,126 +441,4 @@ def merge(left_out: Sequence[LeftOut]) -> list[LeftOut]:
 # ---- the suite file
 
 
-def suite_name(folder: Path) -> str:
-    return folder.resolve().name or "suite"
-
-
-def moved(task: Task, place: Path) -> Task:
-    """A task whose files are named as a suite file in the folder `place` leads to them."""
-    assert isinstance(task.source, Files)
-    paths = task.source.paths
-    there = lambda path: str(place / relative(path, place))  # noqa: E731
-    new = {split: there(path) for split, path in paths.items()} if isinstance(paths, Mapping) else there(paths)
-    return replace(task, source=Files(new))
-
-
-def relative(path: str, place: Path) -> str:
-    """A path as seen from a folder."""
-    found = os.path.relpath(path, place).replace(os.sep, "/")
-    return f"./{found}" if found.startswith("hub:") else found
-
-
-def entry_of(task: Task, place: Path | None = None) -> dict[str, Any]:
-    """A task as an entry of a suite file; with `place`, paths relative to that folder."""
-    source: Any = task.source.describe()
-    if place is not None:
-        source = {s: relative(p, place) for s, p in source.items()} if isinstance(source, Mapping) else relative(source, place)
-    more = {"evaluation_only": True} if task.evaluation_only else {}
-    return {"name": task.name, "source": source, task.family.kind: fields_of(task.family), **more}
-
-
-def fields_of(family: Family) -> dict[str, Any]:
-    """A family's fields as a suite file says them: what differs from the default, and columns in any case."""
-    columns = {name: getattr(family, name, None) for name in ("text", "pair", "label", "tags", "answers")}
-    given = {**family.settings(), **{name: plain(column) for name, column in columns.items() if column is not None}}
-    order = [item.name for item in sorted(fields(family), key=lambda item: item.kw_only is True)]
-    return {name: given[name] for name in order if name in given}
-
-
-def write_text(found: Inferred, out: Path) -> str:
-    """The suite file of `Inferred.text`."""
-    place = out.parent
-    count = sum(len(paths) for one in found.proposals for paths in one.files.values())
-    left = sum(len(one.files) for one in found.left_out)
-    where = relative(str(found.folder), place)
-    where = "this folder" if where == "." else where
-    others = f"; {'1 file is' if left == 1 else f'{left} files are'} left out, see the end" if left else ""
-    lines = comment(
-        f"Proposed by `prefinetune tasks infer`: {len(found.proposals)} tasks from {count} files in {where}{others}. All is "
-        "guessed from the names and values of columns: read it before you train. `prefinetune tasks preview` shows what rows "
-        "become, and `prefinetune tasks check` reads all of them. `prefinetune schema` prints what an editor needs to complete "
-        "this file."
-    )
-    lines += [f"name: {flow(suite_name(found.folder))}", "tasks:" if found.proposals else "tasks: []"]
-    for one in found.proposals:
-        lines += ["", *describe(one), *entry_lines(one.task, place)]
-    if found.left_out:
-        lines += ["", *comment("Left out:", "  ")]
-        for out_of in found.left_out:
-            names = [relative(str(path), place) for path in out_of.files]
-            lines += ["  #", *comment(f"{listing(names, 8)}: {out_of.reason}", "  ", "- ")]
-            if out_of.proposal is not None:
-                lines += comment(f"  Once that is mended ({out_of.proposal.confidence} confidence):", "  ")
-                lines += [f"  # {line}" for line in entry_lines(out_of.proposal.task, place, "")]
-    return "\n".join(lines) + "\n"
-
-
-def describe(one: Proposal) -> list[str]:
-    """The comments above an entry."""
-    words = {"train": "training"}
-    rows = ", ".join(f"{one.rows[role]:,} {words.get(role, role)}" for role in ROLES if role in one.rows)
-    lines = comment(f"{one.confidence.capitalize()} confidence: {one.task.family.kind}; {rows} rows", "  ")
-    for reason in one.reasons:
-        lines += comment(reason, "  ", "- ")
-    for remark in one.remarks:
-        lines += comment(remark, "  ", "! ")
-    for family, why in one.alternatives:
-        lines += comment(f"or {family.kind}: {flow(fields_of(family))}  ({why})", "  ")
-    return lines
-
-
-def entry_lines(task: Task, place: Path, indent: str = "  ") -> list[str]:
-    entry = entry_of(task, place)
-    return [f"{indent}{'- ' if at == 0 else '  '}{key}: {flow(value)}" for at, (key, value) in enumerate(entry.items())]
-
-
-def comment(text: str, indent: str = "", mark: str = "") -> list[str]:
-    """A text as lines of a comment; whatever could end one is taken out of it."""
-    clean = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    lines = textwrap.wrap(clean, WIDTH - len(indent), subsequent_indent="  " if mark else "", initial_indent=mark,
-                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
-    return [f"{indent}# {line}" for line in lines]
-
-
-def flow(value: Any) -> str:
-    """A value on one line of YAML."""
-    import yaml
-
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
-    return text.removesuffix("\n").removesuffix("\n...").strip()
-
-
 # ---- on a terminal
-
-
-def show_inferred(found: Inferred, console: Console) -> None:
-    """Print the proposals and what is left out; the suite file has the reasons."""
-    from rich.table import Table as Lines
-    from rich.text import Text as Words
-
-    table = Lines(box=None, pad_edge=False, header_style="bold")
-    for heading in ("task", "family", "confidence"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("rows", justify="right")
-    table.add_column("reads", overflow="fold")
-    for one in found.proposals:
-        told = ", ".join(f"{key}={flow(value)}" for key, value in fields_of(one.task.family).items() if key != "labels")
-        table.add_row(Words(one.task.name), one.task.family.kind, one.confidence, f"{sum(one.rows.values()):,}", Words(told))
-    if found.proposals:
-        console.print(table)
-    for one in found.proposals:
-        for remark in one.remarks:
-            console.print(f"! {one.task.name}: {remark}", markup=False, highlight=False)
-    for out in found.left_out:
-        names = listing((relative(str(path), found.folder) for path in out.files), 4)
-        console.print(f"- left out: {names}: {out.reason}", markup=False, highlight=False)
