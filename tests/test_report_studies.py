@@ -279,6 +279,18 @@ def test_text_on_the_deepest_colours_can_be_read():
             assert (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 4.5, (kind, scheme)
 
 
+def test_as_many_groups_as_there_are_symbols_differ_in_symbol_and_colour_and_none_looks_like_the_base():
+    css = (Path(evidence.__file__).parent / "report" / "page.css").read_text()
+    from prefinetune.report.charts import SYMBOLS, sign_of
+
+    signs = [sign_of(place) for place in range(40)]
+    for parts in zip(*signs[: len(SYMBOLS)], strict=True):
+        assert len(set(parts)) == len(SYMBOLS)
+    assert not set(signs[0]) & {part for sign in signs[1:] for part in sign}
+    colours = [css.split(f"{colour}: light-dark(")[1].split(")")[0] for colour, _, _ in signs[: len(SYMBOLS)]]
+    assert len(set(colours)) == len(SYMBOLS)
+
+
 # ---- the page in a browser
 
 DATA = "id => document.getElementById(id).data.map(trace => ({x: trace.x, y: trace.y, words: trace.hovertext ?? []}))"

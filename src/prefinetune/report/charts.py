@@ -24,7 +24,10 @@ MOST_ROWS = 36  # as many as fit on a printed page
 MOST_LINES = 8  # as many as can be told apart
 MOST_POINTS = 80  # of a line over time
 MOST_STRETCHES = 32  # of a loss over time
-SYMBOLS = (("square-open", "□"), ("circle", "●"), ("diamond", "◆"), ("triangle-up", "▲"), ("cross", "✚"), ("x", "✖"))
+SYMBOLS = (  # of as many lines, the base's first; page.css has a colour for each
+    ("square-open", "□"), ("circle", "●"), ("diamond", "◆"), ("triangle-up", "▲"), ("cross", "✚"), ("x", "✖"), ("star", "★"),
+    ("pentagon", "⬟"),
+)  # fmt: skip
 
 
 class TaskList:
@@ -250,9 +253,14 @@ def panel(
 def arm_sign(comparison: Comparison, arm: str) -> tuple[str, str, str]:
     """(colour, letter, Plotly symbol) of an arm: the base a hollow square, the pre-finetuned one a full circle."""
     order = [comparison.base, comparison.treated, *(name for name in comparison.controls if name != comparison.base)]
-    place = order.index(arm) % len(SYMBOLS)
-    symbol, letter = SYMBOLS[place]
-    return f"--arm-{place}", letter, symbol
+    return sign_of(order.index(arm))
+
+
+def sign_of(place: int) -> tuple[str, str, str]:
+    """(colour, letter, Plotly symbol) of what has a place in a list; what has place 0, the base, shares its own with nothing."""
+    at = 1 + (place - 1) % (len(SYMBOLS) - 1) if place else 0
+    symbol, letter = SYMBOLS[at]
+    return f"--arm-{at}", letter, symbol
 
 
 # ---- a run

@@ -15,25 +15,19 @@ import numpy as np
 from prefinetune.affinity import Table
 from prefinetune.report.charts import (
     MOST_ROWS,
-    SYMBOLS,
     TaskList,
     effect_traces,
     effect_words,
     labels_words,
     plotly_text,
     rounded,
+    sign_of,
 )
 from prefinetune.statistics import Effect
 from prefinetune.study_results import BASE, Reading, StudyResults
 
 AXIS_TITLES = {"scale": "tasks"}
 PANEL_MARGIN = {"l": 44, "r": 8, "t": 6, "b": 26}
-
-
-def sign_of(place: int) -> tuple[str, str, str]:
-    """(colour, letter, Plotly symbol) of the series or group at a place in its list; the base has place 0."""
-    symbol, letter = SYMBOLS[place % len(SYMBOLS)]
-    return f"--arm-{place % len(SYMBOLS)}", letter, symbol
 
 
 def controls_of(study: StudyResults) -> list[str]:
