@@ -116,6 +116,9 @@ def test_finished_cells_are_not_run_again_and_a_comparison_can_grow(compare, lea
     assert not grown.missing
     scores = {(line.task, line.at): line.scores["base"][0] for line in first.lines}
     assert {(line.task, line.at): line.scores["base"][0] for line in grown.lines} == scores
+    count = len(learned)
+    assert compare(seeds=2).lines == grown.lines  # the control of the call before stays
+    assert len(learned) == count
 
 
 def test_an_arm_with_another_tokenizer_may_be_added_and_learns_from_the_same_rows(compare, learned, tmp_path, tiny_model):

@@ -3,6 +3,7 @@ and a budget leaves out what it says. The statistics are proved in test_statisti
 
 import json
 import pickle
+import shutil
 import sys
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 import microworld
 from prefinetune.config import make_config
 from prefinetune.errors import InputError
+from prefinetune.evidence import read_plan
 from prefinetune.families import Classification
 from prefinetune.files import read_records, writing_alone
 from prefinetune.sources import Hub, Rows
@@ -352,6 +354,26 @@ def test_a_pre_finetuning_that_cannot_be_done_is_said_and_takes_no_other_with_it
 
 
 # ---- the protocol only grows
+
+
+def test_weights_of_an_arm_that_has_all_its_cells_may_be_deleted_and_are_made_anew_only_for_further_cells(go, ran):
+    runs, cells = ran
+    first = go("labels", controls=("further",))
+    made = first.folder / first.protocol["arms"]["pre-finetuned · seed 0"]["run"]
+    before = {path.name: path.read_bytes() for path in (made / "model").glob("*.safetensors")}
+    runs.clear()
+    cells.clear()
+    for gone in (made / "model", first.folder / "runs"):
+        shutil.rmtree(gone)
+        again = go("labels", controls=("further",))
+        assert (runs, cells) == ([], [])
+        assert again.as_dict() == first.as_dict()
+        assert set(read_plan(again.folder / "comparison")["arms"]) == {"base", *first.protocol["arms"]}
+    more = go("labels", controls=("further",), seeds=2)
+    assert len(runs) == 2
+    assert {seed for _, _, _, seed in cells} == {1}
+    assert {path.name: path.read_bytes() for path in (made / "model").glob("*.safetensors")} == before
+    assert not more.missing
 
 
 def test_a_study_grows_by_seeds_members_targets_and_labels_and_keeps_what_it_has(go, ran, targets, tmp_path):

@@ -29,7 +29,8 @@ def write_study(folder, gains, contrasts=(), seeds=3, labels=("32",), skip=()):
         for group, members in gains.items() for member in members
     }  # fmt: skip
     protocol = {
-        "format": 1, "kind": "labels", "labels": list(labels), "arms": arms, "contrasts": [list(pair) for pair in contrasts],
+        "format": 1, "kind": "labels", "targets": list(TARGETS), "labels": list(labels), "seeds": list(range(seeds)),
+        "arms": arms, "contrasts": [list(pair) for pair in contrasts],
         "left_out": ["left over"],
         "groups": {
             group: {"told": group, "x": at + 1.0, "series": "line", "role": "main" if at == 0 else "point"}

@@ -266,7 +266,8 @@ def claim(folder: Path, plan: Mapping[str, Any], display: Display) -> None:
             raise InputError(
                 f"{folder} already holds another comparison (it differs in {listing(differing)}); choose another --out"
             )
-        plan = {**plan, "started": known["started"]}
+        earlier = {name: entry for name, entry in known["arms"].items() if name not in plan["arms"]}
+        plan = {**plan, "started": known["started"], "arms": {**plan["arms"], **earlier}}
     for number, _ in set_torn_aside(folder / "results.jsonl"):
         display.say(f"results.jsonl: line {number} was half-written; it is now in results.jsonl.torn, and its cell runs again")
     write(folder / "comparison.json", json.dumps(plan, indent=1, ensure_ascii=False))

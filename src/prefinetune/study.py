@@ -24,6 +24,7 @@ from prefinetune.config import Config, ObjectiveSettings, make_config, same_sett
 from prefinetune.display import Display
 from prefinetune.environment import environment, now
 from prefinetune.errors import FieldError, InputError, listing
+from prefinetune.evidence import read_finished
 from prefinetune.families import Denoising
 from prefinetune.families.base import plain
 from prefinetune.files import digest_of, read_records, refuse_others, write, writing_alone
@@ -35,7 +36,7 @@ from prefinetune.splits import OpenTask, open_task, open_tasks
 from prefinetune.start import Start, as_start, model_folder, model_tokenizer, weights_digest
 from prefinetune.statistics import LEVEL, POWER
 from prefinetune.study_design import CONTROLS, COUNTS, FACTORS, Design, Group, make_design
-from prefinetune.study_results import StudyResults, read_protocol, read_study
+from prefinetune.study_results import StudyResults, read_protocol, read_study, whole_arms
 from prefinetune.tables import show_protocol
 from prefinetune.task import Suite, Task, find_task, read_suite
 from prefinetune.train import train
@@ -443,6 +444,11 @@ class Lab:
             write_texts(self.open(), path, every)
         return Task(TEXTS, Files({"train": str(path)}), Denoising("text"))
 
+    def whole_arms(self, protocol: Mapping[str, Any]) -> set[str]:
+        """Arms that have all their cells."""
+        folder = self.folder / "comparison"
+        return whole_arms(protocol, read_finished(folder)) if (folder / "comparison.json").exists() else set()
+
     def pre_finetune(self, protocol: Mapping[str, Any]) -> None:
         """Run the pre-finetunings that are not finished.
 
@@ -454,10 +460,10 @@ class Lab:
         for name, arm in protocol["arms"].items():
             if arm["run"]:
                 arms.setdefault(arm["run"], (name, arm))
-        jobs = []
+        jobs, whole = [], self.whole_arms(protocol)
         for run, (name, arm) in arms.items():
             place = self.folder / run
-            if not finished(place):
+            if arm["cells"] not in whole and not finished(place):
                 config = make_config(self.config.model_dump(), arm["settings"], {"seed": arm["seed"]})
                 jobs.append(Job(name, place, self.training(place, arm["tasks"], arm["texts"], config, protocol["against"]).run))
         if not jobs:
@@ -471,7 +477,7 @@ class Lab:
             raise next(iter(failed.values()))
 
     def compare(self, protocol: Mapping[str, Any]) -> None:
-        """One comparison over all arms whose run is finished."""
+        """One comparison over all arms whose run is finished; one that has all its cells stays as it is, without its weights."""
         starts: dict[str, str | Start] = {}
         for name, arm in protocol["arms"].items():
             if arm["cells"] == name:
@@ -479,6 +485,8 @@ class Lab:
                     starts[name] = Start(arm["start"], arm.get("objective", {}))
                 elif finished(self.folder / arm["run"]):
                     starts[name] = str(self.folder / arm["run"])
+        if not starts and self.whole_arms(protocol):
+            return
         (judged, start), *others = starts.items()
         cells = self.cells
         compare(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prefinetune.errors import listing
-from prefinetune.evidence import Finished, read_finished, read_own, resampled_cells, shown, with_labels
+from prefinetune.evidence import Finished, Read, planned_cells, read_finished, read_own, resampled_cells, shown, with_labels
 from prefinetune.statistics import (
     LEVEL,
     Effect,
@@ -250,12 +250,16 @@ def read_study(folder: str | Path) -> StudyResults:
     protocol = read_protocol(folder)
     groups = {name: read_group(protocol, name) for name in protocol["groups"]}
     missing = list(protocol["left_out"])
+    begun = (folder / "comparison" / "comparison.json").exists()
+    read = read_finished(folder / "comparison") if begun else None
+    whole = whole_arms(protocol, read) if read else set()
     runs = sorted({arm["run"] for arm in protocol["arms"].values() if arm["run"]})
-    if waiting := [run for run in runs if not (folder / run / "model" / "config.json").exists()]:
+    over = {arm["run"] for arm in protocol["arms"].values() if arm["cells"] in whole}  # their weights may have been deleted
+    if waiting := [run for run in runs if run not in over and not (folder / run / "model" / "config.json").exists()]:
         missing.append(f"pre-finetunings: {len(waiting)} of {len(runs)} are not finished ({listing(waiting, 4)})")
-    if not (folder / "comparison" / "comparison.json").exists():
+    if read is None:
         return StudyResults(folder, protocol, groups, (), (), (), (*missing, "the comparison: it has not begun"))
-    plan, finished, not_run, problems = read_finished(folder / "comparison")
+    plan, finished, not_run, problems = read
     missing += [*plan["left_out"], *(f"{len(not_run) - len(plan['left_out']):,} cells of the comparison" for _ in not_run[:1])]
     readings: list[Reading] = []
     contrasts: list[Reading] = []
@@ -284,6 +288,19 @@ def read_group(protocol: Mapping[str, Any], name: str) -> Group:
     entry = protocol["groups"][name]
     arms = {arm["member"]: arm["cells"] for arm in protocol["arms"].values() if arm["group"] == name}
     return Group(name, entry["told"], entry["role"], entry["series"], entry["x"], arms)
+
+
+def whole_arms(protocol: Mapping[str, Any], read: Read) -> set[str]:
+    """Arms of a study's comparison that have every cell of the protocol: nothing is computed from their weights any more."""
+    plan = read.plan
+    if not (set(protocol["targets"]) <= set(plan["tasks"]) and set(protocol["labels"]) <= set(plan["labels"])):
+        return set()
+    found = {(one.task, one.at): one.cells for one in read.finished}
+    wanted = [(task, at) for task, at, _ in planned_cells(plan)]
+    return {
+        arm for arm in plan["arms"]
+        if all((arm, seed) in found.get(place, {}) for place in wanted for seed in protocol["seeds"])
+    }  # fmt: skip
 
 
 class Scored(NamedTuple):
