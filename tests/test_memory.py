@@ -1,6 +1,9 @@
 """When memory runs out: a clear error, or smaller micro-batches with the same gradient."""
 
+import ctypes
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,6 +52,26 @@ def run(tiny_model, folder, most=None, **train):
     fit(model, Tokenizer(microworld.tokenizer(), 32), [TaskData("topic", FAMILY, examples())], {}, config, RunFolder(folder))
     lines = [(line["loss"], line["grad_norm"], line["examples"]) for line in RunFolder(folder).metrics()]
     return model.unique_state(), lines, sizes
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="a C library that cannot be asked")
+def test_what_was_freed_goes_back_to_the_system():
+    code = """
+import psutil, torch
+from prefinetune.memory import give_back
+def resident(): return psutil.Process().memory_info().rss
+before = resident()
+kept = [torch.ones(4096 + at) for at in range(20_000)]  # 16 kB each, which come from the heap
+full = resident()
+del kept[:-1]  # one at the end, so that the heap cannot shrink from there
+freed = resident()
+give_back()
+after = resident()
+assert full - before > 300e6, (before, full)
+assert freed - before > (full - before) / 2, "nothing was kept back: this test proves nothing"
+assert after - before < (full - before) / 5, (before, full, freed, after)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_smaller_budget_by_itself_gives_the_same_run(tiny_model, tmp_path):

@@ -28,6 +28,7 @@ from prefinetune.evidence import Comparison, best_rates, planned_cells, read_com
 from prefinetune.files import append, digest_of, read_records, refuse_others, set_torn_aside, write, writing_alone
 from prefinetune.finetune import DEFAULTS, Prepared, learn, prepare_task, with_length
 from prefinetune.lineage import entries, seen_rows
+from prefinetune.memory import give_back
 from prefinetune.notice import CLUSTER, Notice, Preempted
 from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.start import Start, as_start, model_folder, model_tokenizer, weights_digest
@@ -311,6 +312,7 @@ class Bench:
 
     def run(self, cell: Cell) -> Outcome:
         """A cell's record and row statistics. A fine-tuning that comes to nothing (its loss not finite, say) is a record too."""
+        give_back()  # what the cell before has left
         config = self.config(cell.labels, cell.seed, cell.learning_rate, cell.arm)
         prepared = self.read(cell.task, cell.start, Display(quiet=True))
         family = prepared.opened.family
