@@ -150,7 +150,8 @@ def section(kept: Path, about: Mapping[str, Any], kinds: Mapping[str, str]) -> s
     name = kept.name.removeprefix("study-")
     parts = [f"## {TITLES[name]}", origin(kept, protocol_of(name)), *bullets(found.sentences())]
     if name in ("labels", "minilm"):
-        parts += ["What was claimed before the first run:", claims(found, about["claims"], kinds)]
+        later = ", the last before the second sitting" if "second sitting" in about else ""
+        parts += [f"What was claimed before the first run{later}:", claims(found, about["claims"], kinds)]
     for at in found.labels:
         parts += [f"### With {at} labels", *at_labels(found, at, kinds)]
     parts += ["### What it is of", *setting(found, about, records, beside["machine"], beside["runs"])]
@@ -319,6 +320,7 @@ def setting(
             f"Machine: {machine['processor']}, {machine['processors']} cores; torch {versions['torch']}, transformers "
             f"{versions['transformers']}; precision {made['train']['precision']}.",
         ]),
+        *([f"A second sitting. {about['second sitting']}"] if "second sitting" in about else []),
         "Left out or not run:", *bullets(found.missing or ["nothing"]),
     ]  # fmt: skip
 
