@@ -13,7 +13,7 @@ import pytest
 
 import microworld
 from prefinetune import cache as cache_module
-from prefinetune import readers, shard, sources, store
+from prefinetune import readers, shard, splits, store
 from prefinetune.cache import claimed
 from prefinetune.errors import InputError
 from prefinetune.families import Choice, Classification, Denoising, Generation, Span
@@ -194,7 +194,7 @@ def test_a_sample_drawn_in_parts_is_the_sample_drawn_at_once(monkeypatch):
     for most in (1, 7, 50, ROWS, 1000):
         expected = sorted(permute(np.arange(min(most, ROWS)), ROWS, 1).tolist())
         for at_once in (7, 1 << 16):
-            monkeypatch.setattr(sources, "AT_ONCE", at_once)
+            monkeypatch.setattr(splits, "AT_ONCE", at_once)
             assert whole.sample(most, 1).tolist() == expected
 
 

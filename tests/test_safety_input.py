@@ -344,7 +344,8 @@ def test_row_statistics_with_objects_in_them_are_not_read(tmp_path):
             np.save(path, cell, allow_pickle=True)
         else:
             path.write_bytes(pickle.dumps(Trap(marker)))
-    assert sum("its rows cannot be read" in problem for problem in evidence.read_comparison(folder).problems) == 6
+    (problem,) = evidence.read_comparison(folder).problems
+    assert "(6 in all): rows that cannot be read" in problem
     assert not marker.exists()
 
 
@@ -355,7 +356,11 @@ def test_row_statistics_come_from_the_comparisons_own_folder(tmp_path):
     digests = ["../../elsewhere", str(tmp_path / "elsewhere"), "../rows/0", "..", "a\0b", "", 7]
     lines = [json.dumps({**record, "digest": digest}) for record, digest in zip(records, digests, strict=True)]
     (folder / "results.jsonl").write_text("".join(line + "\n" for line in lines))
-    assert sum("is no digest" in problem for problem in evidence.read_comparison(folder).problems) == 6
+    found = evidence.read_comparison(folder)
+    assert any("(6 in all): rows that cannot be read ('../../elsewhere' is no digest)" in problem for problem in found.problems)
+    for digest in digests:
+        with pytest.raises(ValueError, match="is no digest"):
+            evidence.rows_file(folder, digest)
 
 
 @pytest.mark.parametrize("name", ["../../../evil", "/etc/hostname", "..", "a/../../evil"])
