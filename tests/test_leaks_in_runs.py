@@ -271,3 +271,16 @@ def test_rows_in_memory_are_not_taken_for_a_file_of_their_name(task, tiny_model,
     opened, unknown = trained_rows(train(Suite("one", (memory,)), tiny_model, "run", config=CONFIG).folder)
     assert not opened
     assert "in memory" in unknown["memory"]
+
+
+def test_an_arm_that_was_trained_on_scored_rows_cannot_join_cells_that_were_scored_on_them(
+    suite, judged, tiny_model, tmp_path, cache
+):
+    run = train(suite, tiny_model, tmp_path / "run", config=CONFIG).folder
+    quick = {"labels": (16,), "seeds": 1, "grid": (1e-3,), "config": {"train": {"updates": 2}}, "base": tiny_model}
+    compare([judged], tiny_model, tmp_path / "out", treated="again", **quick)
+    with pytest.raises(InputError, match="another comparison .*data of judged"):
+        compare([judged], tiny_model, tmp_path / "out", treated="again", arms={"run": run}, **quick)
+    compare([judged], tiny_model, tmp_path / "new", treated="again", arms={"run": run}, **quick)
+    with pytest.raises(InputError, match="another comparison .*data of judged"):
+        compare([judged], tiny_model, tmp_path / "new", treated="again", **quick)
