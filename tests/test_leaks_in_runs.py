@@ -279,8 +279,8 @@ def test_an_arm_that_was_trained_on_scored_rows_cannot_join_cells_that_were_scor
     run = train(suite, tiny_model, tmp_path / "run", config=CONFIG).folder
     quick = {"labels": (16,), "seeds": 1, "grid": (1e-3,), "config": {"train": {"updates": 2}}, "base": tiny_model}
     compare([judged], tiny_model, tmp_path / "out", treated="again", **quick)
-    with pytest.raises(InputError, match="another comparison .*data of judged"):
+    with pytest.raises(InputError, match=r"another comparison .*data of judged"):
         compare([judged], tiny_model, tmp_path / "out", treated="again", arms={"run": run}, **quick)
     compare([judged], tiny_model, tmp_path / "new", treated="again", arms={"run": run}, **quick)
-    with pytest.raises(InputError, match="another comparison .*data of judged"):
+    with pytest.raises(InputError, match=r"another comparison .*data of judged"):
         compare([judged], tiny_model, tmp_path / "new", treated="again", **quick)
