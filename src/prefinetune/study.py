@@ -45,6 +45,7 @@ from prefinetune.workers import Job, side_by_side
 MEMBERS = 3  # pre-finetunings of a group
 TEXTS = "study/texts"  # the task of raw texts
 TRIAL = 30  # updates by which speed is measured
+LEAST_SECONDS = 0.05  # of a run: its record is rounded to tenths
 SCORING = 1 / 3  # what scoring an example costs, in examples trained on: a forward pass without its backward pass
 STATISTICS = {
     "gain": "score from a pre-finetuning minus score from the untouched base: same target, labelled rows, order, head and rate",
@@ -410,7 +411,8 @@ class Lab:
         runs = {arm["run"] for arm in known["arms"].values() if arm["run"]} if known else set()
         done = [read_records(self.folder / run / "results.jsonl")[-1] for run in runs if finished(self.folder / run)]
         if known and done:
-            rate = sum(one["examples"] for one in done) / sum(one["seconds"] for one in done) * known["processes"]
+            seconds = sum(max(one["seconds"], LEAST_SECONDS) for one in done)
+            rate = sum(one["examples"] for one in done) / seconds * known["processes"]
             return rate, f"of {len(done)} finished runs, {known['processes']} side by side"
         if not self.tasks:
             raise InputError("--budget: a time needs a run to measure speed by; give a number of examples")
