@@ -22,6 +22,7 @@ from prefinetune.errors import InputError
 from prefinetune.evidence import read_comparison, rows_file
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
 from prefinetune.files import digest_of, read_records, writing_alone
+from prefinetune.results import RunFolder
 from prefinetune.start import Start
 
 QUICK = {"optimizer": {"warmup": 0.1}, "train": {"updates": 3, "evaluation_rows": 20}}
@@ -239,6 +240,25 @@ def test_a_folder_with_another_comparison_is_refused(compare, run, tmp_path, tin
     (tmp_path / "other" / "file").write_text("")
     with pytest.raises(InputError, match="holds something that is no comparison"):
         compare(out=tmp_path / "other")
+
+
+def test_a_comparison_takes_no_folder_of_a_run_and_a_run_none_of_a_comparison(compare, run, tmp_path):
+    with pytest.raises(InputError, match="holds something that is no comparison"):
+        compare(out=run, seeds=1, labels=(16,))
+    folder = compare(seeds=1, labels=(16,)).folder
+    assert (folder / ".lock").exists()  # as in a folder of a run
+    held = {path.name for path in folder.iterdir()}
+    with pytest.raises(InputError, match="holds something that is not a run"), RunFolder(folder).claimed({}, "", {}, resume=True):
+        raise AssertionError("it was taken")
+    assert {path.name for path in folder.iterdir()} == held
+
+
+@pytest.mark.parametrize("left", [(), (".lock",), (".lock", ".comparison.json.writing")])
+def test_a_comparison_goes_on_where_a_process_died_before_its_plan_was_whole(compare, tmp_path, left):
+    (tmp_path / "begun").mkdir()
+    for name in left:
+        (tmp_path / "begun" / name).write_text("{")
+    assert compare(out=tmp_path / "begun", seeds=1, labels=(16,)).lines
 
 
 def test_the_command_prints_losers_first_ends_with_the_sentence_and_exits_with_0(

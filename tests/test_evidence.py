@@ -218,7 +218,7 @@ def test_cells_without_their_rows_are_in_no_interval_and_said_so(tmp_path):
     rows_file(folder, "a-32-base-1").unlink()
     found = read_comparison(folder)
     (problem,) = found.problems
-    assert problem.startswith("a, 32 labels, base, seed 0, base, seed 1: rows that cannot be read (")
+    assert problem.startswith("a, 32 labels, base (seed 0), base (seed 1): rows that cannot be read (")
     assert problem.endswith("so these are in no interval")
     assert len(found.lines[0].effects["base"].differences) == 1
     assert len(found.lines[0].scores["base"]) == 3

@@ -25,7 +25,7 @@ from prefinetune.display import Display
 from prefinetune.environment import environment, now
 from prefinetune.errors import InputError, listing
 from prefinetune.evidence import Comparison, best_rates, planned_cells, read_comparison, read_plan, rows_file
-from prefinetune.files import append, digest_of, read_records, refuse_others, set_torn_aside, write, writing_alone
+from prefinetune.files import append, digest_of, read_records, refuse_others, set_torn_aside, write, writing, writing_alone
 from prefinetune.finetune import DEFAULTS, Prepared, learn, prepare_task, with_length
 from prefinetune.lineage import entries, seen_rows
 from prefinetune.memory import give_back
@@ -101,7 +101,7 @@ def compare(
     plan, bench, accounts = plan_comparison(
         tasks, start, base, arms, treated, labels, seeds, grid, tuning_seeds, config, data_root, cache, display
     )
-    refuse_others(folder, "comparison.json", "comparison")
+    refuse_others(folder, "comparison.json", "no comparison")
     with writing_alone(folder):
         claim(folder, plan, display)
         write_quarantine(folder, accounts)
@@ -399,7 +399,7 @@ def save_rows(path: Path, rows: np.ndarray) -> None:
     """Write row statistics so that the file is there whole or not at all."""
     buffer = io.BytesIO()
     np.save(buffer, rows, allow_pickle=False)
-    beside = path.with_name(f".{path.name}.writing")
+    beside = writing(path)
     beside.write_bytes(buffer.getvalue())
     beside.replace(path)
 

@@ -252,7 +252,7 @@ def resampled_cells(
                 raise ValueError(f"{found.shape} numbers for {record['rows']} rows")
             rows[arm, seed] = found
         except (OSError, ValueError) as error:
-            lost[f"{arm}, seed {seed}"] = error
+            lost[f"{arm} (seed {seed})"] = error
     if lost:
         where, first = f"{one.task}, {one.at} labels, {listing(lost, 2)}", next(iter(lost.values()))
         problems.append(f"{where}: rows that cannot be read ({first}), so {without}")

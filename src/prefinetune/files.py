@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,20 +38,22 @@ def writing_alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def refuse_others(folder: Path, mark: str, what: str) -> None:
+def refuse_others(folder: Path, mark: str, others: str, before: Iterable[str] = ()) -> None:
     """Make sure that a folder is new, empty, or has what we left there.
 
     Args:
         mark: the file that ours have.
-        what: what ours is called.
+        others: what a message calls all else: "no comparison", say.
+        before: files that are written before that one; a process may have died in between.
 
     Raises:
         InputError: it holds something else.
     """
     if not folder.exists() or (folder / mark).exists():
         return
-    if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
-        raise InputError(f"{folder} exists and holds something that is no {what}; choose another --out")
+    begun = {LOCK, *before, *(writing(folder / name).name for name in (mark, *before))}
+    if not folder.is_dir() or any(path.name not in begun for path in folder.iterdir()):
+        raise InputError(f"{folder} exists and holds something that is {others}; choose another --out")
 
 
 def digest_of(value: Any) -> str:
@@ -61,12 +63,17 @@ def digest_of(value: Any) -> str:
 
 def write(path: Path, text: str) -> None:
     """Replace a file so that it is there whole or as it was."""
-    beside = path.with_name(f".{path.name}.writing")
+    beside = writing(path)
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def writing(path: Path) -> Path:
+    """Where a file is until it is whole."""
+    return path.with_name(f".{path.name}.writing")
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import yaml
 from prefinetune import launcher
 from prefinetune.environment import environment, now
 from prefinetune.errors import InputError
-from prefinetune.files import LOCK, append, read_records, set_torn_aside, write, writing_alone
+from prefinetune.files import append, read_records, refuse_others, set_torn_aside, write, writing_alone
 
 if TYPE_CHECKING:
     from prefinetune.config import Config
@@ -45,9 +45,7 @@ class RunFolder:
         if not launcher.is_main():
             yield
             return
-        claimed = any((self.path / name).exists() for name in (LOCK, "run.json"))  # by us: a process may have died in between
-        if self.path.exists() and not claimed and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise InputError(f"{self.path} exists and holds something that is not a run; choose another --out")
+        refuse_others(self.path, "run.json", "not a run", before=("config.yaml", "suite.yaml", "environment.json"))
         with writing_alone(self.path):
             try:
                 self._start(identity, config, suite, resume)

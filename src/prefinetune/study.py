@@ -27,7 +27,7 @@ from prefinetune.errors import FieldError, InputError, listing
 from prefinetune.evidence import read_finished
 from prefinetune.families import Denoising
 from prefinetune.families.base import plain
-from prefinetune.files import digest_of, read_records, refuse_others, write, writing_alone
+from prefinetune.files import digest_of, read_records, refuse_others, write, writing, writing_alone
 from prefinetune.lineage import entries
 from prefinetune.model import read_config
 from prefinetune.notice import Preempted
@@ -120,7 +120,7 @@ def study(
     if members < 1:
         raise InputError(f"members: {members} is not accepted; at least one is needed")
     known = read_protocol(folder) if (folder / "study.json").exists() else None
-    refuse_others(folder, "study.json", "study")
+    refuse_others(folder, "study.json", "no study")
     targets = [portable(task) for task in targets] if processes > 1 else targets
     cells = Cells(list(targets), dict(finetuning or {}), seeds, list(labels), list(grid), tuning_seeds, data_root, cache)
     lab = Lab(folder, suite, str(model), config, cells, processes, display)
@@ -574,7 +574,7 @@ def write_texts(opened: Sequence[OpenTask], path: Path, every: int) -> None:
     from xxhash import xxh64_intdigest
 
     seen: set[int] = set()
-    beside, schema = path.with_name(f".{path.name}.writing"), pa.schema({"text": pa.string()})
+    beside, schema = writing(path), pa.schema({"text": pa.string()})
     with parquet.ParquetWriter(beside, schema) as file:
         for one in opened:
             for _, rows in one.split("train").chunks():
