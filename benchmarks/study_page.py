@@ -38,7 +38,9 @@ from prefinetune.task import Task
 
 RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).resolve().parents[1] / "docs" / "results.md"
 TITLES = {
-    "labels": "A small RoBERTa: does pre-finetuning help with few labels?", "scale": "A small RoBERTa: does it take many tasks?",
+    "labels": "A small RoBERTa: does pre-finetuning help with few labels?",
+    "longer": "A small RoBERTa that reads and learns for longer: does it help now?",
+    "scale": "A small RoBERTa: does it take many tasks?",
     "ablations": "A small RoBERTa: which part of the method matters?",
     "tasknet": "A small RoBERTa: is it better than tasknet's recipe?",
     "minilm": "MiniLM: does it help a model that is good already?",
@@ -71,7 +73,7 @@ def kind_of(task: Task) -> str:
 
 def protocol_of(study: str) -> Path:
     """Where stands what was decided before a study's first run."""
-    return RESULTS / f"{'minilm' if study == 'minilm' else 'roberta'}-protocol.json"
+    return RESULTS / f"{study if study in ('longer', 'minilm') else 'roberta'}-protocol.json"
 
 
 # ---- records
@@ -149,7 +151,7 @@ def section(kept: Path, about: Mapping[str, Any], kinds: Mapping[str, str]) -> s
     beside = json.loads((kept / "table.json").read_text())
     name = kept.name.removeprefix("study-")
     parts = [f"## {TITLES[name]}", origin(kept, protocol_of(name)), *bullets(found.sentences())]
-    if name in ("labels", "minilm"):
+    if name in ("labels", "longer", "minilm"):
         later = ", the last before the second sitting" if "second sitting" in about else ""
         parts += [f"What was claimed before the first run{later}:", claims(found, about["claims"], kinds)]
     for at in found.labels:
