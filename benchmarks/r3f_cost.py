@@ -30,9 +30,9 @@ from prefinetune.batch import Batch, Drawn, Layout, make_batch, micro_batches
 from prefinetune.config import ObjectiveSettings, OptimizerSettings
 from prefinetune.encoder_decoder import EncoderDecoder
 from prefinetune.families import Classification, Encoded, Generation, Span
+from prefinetune.loop import make_optimizer
 from prefinetune.model import Backbone, MultiTask
 from prefinetune.objective import draw_noised
-from prefinetune.train import make_optimizer
 from prefinetune.update import update
 
 EXAMPLES, BUDGET, PAD, END = 64, 4096, 1, 2

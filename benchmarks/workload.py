@@ -65,7 +65,7 @@ class Mix:
 
 
 class Listed:
-    """Stands for a Mixture in `prefinetune.train.draw`: its updates are given."""
+    """Stands for a Mixture in `prefinetune.update.draw`: its updates are given."""
 
     seed = 0
 

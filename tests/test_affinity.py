@@ -25,6 +25,7 @@ from prefinetune.config import LoraSettings, make_config
 from prefinetune.errors import InputError
 from prefinetune.files import read_records
 from prefinetune.gradients import Sampler, between, draw_signs, sketch
+from prefinetune.loop import fit, make_optimizer
 from prefinetune.lora import adapt
 from prefinetune.mixture import Mixture
 from prefinetune.model import MultiTask, load_backbone
@@ -34,7 +35,7 @@ from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite, Task, read_suite
 from prefinetune.tokenizer import load_tokenizer
-from prefinetune.train import fit, make_optimizer, train
+from prefinetune.train import train
 from prefinetune.update import TaskData
 
 NAMES = ("subject-category", "larger-subject", "find-large", "choose-large")

@@ -40,12 +40,13 @@ from prefinetune.families import (
     Tagging,
 )
 from prefinetune.finetune import finetune
+from prefinetune.loop import fit, make_optimizer
 from prefinetune.lora import adapt
 from prefinetune.model import Backbone, MultiTask, load_backbone
 from prefinetune.objective import example_weights
 from prefinetune.results import RunFolder
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import fit, make_optimizer, train
+from prefinetune.train import train
 from prefinetune.update import TaskData, update
 
 FAMILIES = {

@@ -13,11 +13,12 @@ import pytest
 
 import microworld
 from prefinetune import cache as cache_module
-from prefinetune import readers, shard, splits, store
+from prefinetune import shard, splits, store
 from prefinetune.cache import claimed
 from prefinetune.errors import InputError
 from prefinetune.families import Choice, Classification, Denoising, Generation, Span
 from prefinetune.mixture import permute
+from prefinetune.readers import cached
 from prefinetune.shard import CHECKED, Damaged, Shard
 from prefinetune.sources import Files, Rows
 from prefinetune.splits import open_task
@@ -455,7 +456,7 @@ def hold(folder: Path, cache: Path, told: Path) -> None:
 
 
 def read_in(cache: Path, data: Path, told: Path) -> None:
-    write = readers.write_table
+    write = cached.write_table
 
     def telling(folder, path, allowed):
         with told.open("a") as file:
@@ -463,8 +464,8 @@ def read_in(cache: Path, data: Path, told: Path) -> None:
         time.sleep(0.3)
         write(folder, path, allowed)
 
-    readers.write_table = telling
-    assert len(readers.read_file(data, cache)) == 760
+    cached.write_table = telling
+    assert len(cached.read_file(data, cache)) == 760
 
 
 def test_a_file_is_read_by_one_process_and_the_others_wait_for_its_table(processes, tables, tmp_path):
@@ -539,9 +540,9 @@ def test_a_disk_that_is_full_when_a_file_is_read_is_no_fault_of_the_file(small_d
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in made_rows(3000)))
     with pytest.raises(InputError, match=r"tables.*: no space left on device; .* MB are free there. Make space") as caught:
-        readers.read_file(path, small_disk(150))
+        cached.read_file(path, small_disk(150))
     assert "could not be read" not in str(caught.value)
-    assert len(readers.read_file(path, small_disk(20_000))) == 3000
+    assert len(cached.read_file(path, small_disk(20_000))) == 3000
 
 
 def limited(cache: Path, model: Path, data: Path, told: Path) -> None:

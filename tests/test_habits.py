@@ -87,7 +87,7 @@ def test_ctrl_c_finishes_the_update_saves_and_says_how_to_go_on(verb, command, w
     words += ["train.updates=6", "train.log_every=1", "--json"]
     code, whole, _ = command(*words, "-o", world / "whole")
     assert code == 0
-    press("prefinetune.train", "update", 3)
+    press("prefinetune.loop", "update", 3)
     code, printed, said = command(*words, "-o", world / "run")
     assert code == 130
     assert answers == [ASKED]
@@ -102,7 +102,7 @@ def test_ctrl_c_finishes_the_update_saves_and_says_how_to_go_on(verb, command, w
 
 
 def test_ctrl_c_twice_stops_at_once(command, world, tiny_model, press):
-    press("prefinetune.train", "update", 3, times=2)
+    press("prefinetune.loop", "update", 3, times=2)
     words = ["train", world / "suite.yaml", "-m", tiny_model, "train.updates=6", "train.log_every=1", "-o", world / "run"]
     code, _, said = command(*words)
     assert code == 130
@@ -117,7 +117,7 @@ def test_ctrl_c_in_a_comparison_and_in_a_study_keeps_what_is_finished(command, w
         "--counts", "0,1", "--orders", "1", "--controls", "none", "--labels", "8", "--seeds", "3", "--grid", "1e-3",
         "--finetune", "train.updates=2", "-o", world / "study",
     ]  # fmt: skip
-    press("prefinetune.train", "update", 2)
+    press("prefinetune.loop", "update", 2)
     code, _, said = command(*words)
     assert code == 130
     assert "2 of 4 updates are done and saved; go on with the same command\n" in said

@@ -15,11 +15,11 @@ from prefinetune.config import make_config
 from prefinetune.display import Display
 from prefinetune.errors import InputError
 from prefinetune.families import Classification, Encoded
+from prefinetune.loop import fit
 from prefinetune.memory import Memory, Work
 from prefinetune.model import MultiTask, load_backbone
 from prefinetune.results import RunFolder
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import fit
 from prefinetune.update import TaskData
 
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"  # torch's own words begin so

@@ -18,10 +18,10 @@ from prefinetune.config import make_config
 from prefinetune.errors import InputError
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Example, Regression, Span
 from prefinetune.finetune import choose, with_length
+from prefinetune.loop import fit
 from prefinetune.model import Backbone, MultiTask
 from prefinetune.objective import example_weights
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import fit
 from prefinetune.update import TaskData, update
 
 # ---- few-label subsets
@@ -224,7 +224,7 @@ def test_a_run_is_adamw_with_decay_apart_at_the_scheduled_rate_and_idle_heads_le
         gradients.append({n: None if p.grad is None else p.grad.double().numpy() for n, p in model.named_parameters()})
         return report
 
-    monkeypatch.setattr(import_module("prefinetune.train"), "update", recording)  # prefinetune.train is the function
+    monkeypatch.setattr(import_module("prefinetune.loop"), "update", recording)
     fit(model, tokenizer, tasks, validation={}, config=config)
 
     shares = [1 / 2, 1] + [(1 - number / 8) ** 2 for number in range(8)]

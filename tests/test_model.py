@@ -14,13 +14,13 @@ from prefinetune.config import OptimizerSettings, make_config
 from prefinetune.errors import InputError
 from prefinetune.export import assemble
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
+from prefinetune.loop import fit, make_optimizer, schedule
 from prefinetune.mixture import Mixture, hash_key
 from prefinetune.model import Backbone, MultiTask, load_backbone
 from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.stream import reads_streams
 from prefinetune.tokenizer import load_tokenizer
-from prefinetune.train import fit, make_optimizer, schedule
 from prefinetune.update import TaskData, draw, update
 
 FAMILIES = {

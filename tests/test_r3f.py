@@ -29,12 +29,13 @@ from prefinetune.errors import InputError
 from prefinetune.export import assemble, load_head, save_trunk_and_heads
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Generation, Regression, Span
 from prefinetune.families.base import symmetric_kl
+from prefinetune.loop import fit
 from prefinetune.mixture import Mixture, hash_key
 from prefinetune.model import Backbone, MultiTask, load_backbone
 from prefinetune.objective import draw_noise, draw_noised, regularized, uniform
 from prefinetune.results import RunFolder
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import fit, train
+from prefinetune.train import train
 from prefinetune.update import TaskData, draw, update
 
 PAD = 1

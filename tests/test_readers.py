@@ -24,9 +24,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import prefinetune.readers as readers
 from prefinetune.errors import InputError
-from prefinetune.readers import Table, read_file
+from prefinetune.readers import Table, collector, kinds, read_file
 
 many = settings(
     max_examples=int(os.environ.get("PREFINETUNE_EXAMPLES", "40")),
@@ -286,7 +285,7 @@ def test_no_element_of_a_list_is_lost(block, data):
     joined = data.draw(st.sampled_from([",", ", ", ",\n", " ,\r\n"])).join(found)
     content = data.draw(spoiled(st.just(encoded(f"[{joined}]"))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK", block)
+        patch.setattr("prefinetune.readers.objects.BLOCK", block)
         table = read("a.json", content)
     try:
         whole = json.loads(content.decode("utf-8-sig"))
@@ -451,7 +450,7 @@ def test_a_file_that_is_no_table_is_refused(name, content, message):
 
 
 def test_a_long_file_is_read_in_pieces_whose_columns_grow(monkeypatch):
-    monkeypatch.setattr(readers, "CHUNK", 10)
+    monkeypatch.setattr(collector, "CHUNK", 10)
     lines = [json.dumps({"a": row} if row < 25 else {"a": row + 0.5, "b": {"c": [str(row)]}}) for row in range(95)]
     lines[33] = '{"a": "x"}'
     table = read("a.jsonl", "\n".join(lines).encode())
@@ -461,7 +460,7 @@ def test_a_long_file_is_read_in_pieces_whose_columns_grow(monkeypatch):
 
 
 def test_a_hopeless_file_is_given_up_early(monkeypatch, tmp_path):
-    monkeypatch.setattr(readers, "CHUNK", 100)
+    monkeypatch.setattr(collector, "CHUNK", 100)
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "ragged\n" * 1_000_000)
     with pytest.raises(
@@ -486,8 +485,8 @@ def test_a_damaged_table_in_the_cache_is_read_again(tmp_path):
 def test_a_file_is_hashed_once_while_nobody_touches_it(tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_text("text\na\n")
-    hashed, real = [], readers.hashlib.file_digest
-    monkeypatch.setattr(readers.hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or real(file, kind))
+    hashed, real = [], kinds.hashlib.file_digest
+    monkeypatch.setattr(kinds.hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or real(file, kind))
     for _ in range(3):
         read_file(path, tmp_path / "cache")
     assert hashed == [str(path)]

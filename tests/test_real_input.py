@@ -11,12 +11,13 @@ import torch
 from prefinetune.batch import micro_batches
 from prefinetune.catalog import catalog
 from prefinetune.config import make_config
+from prefinetune.loop import Accelerator, make_mixture, make_optimizer
 from prefinetune.model import MultiTask, load_backbone, read_config
 from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite
 from prefinetune.tokenizer import load_tokenizer
-from prefinetune.train import Accelerator, make_mixture, make_optimizer, train
+from prefinetune.train import train
 from prefinetune.update import TaskData, draw, update
 
 

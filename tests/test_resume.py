@@ -21,8 +21,9 @@ from prefinetune.checkpoint import checkpoints, damage, load_checkpoint, remove
 from prefinetune.errors import InputError
 from prefinetune.files import append, read_records
 from prefinetune.finetune import finetune
+from prefinetune.loop import restore, schedule
 from prefinetune.results import RunFolder
-from prefinetune.train import restore, schedule, train
+from prefinetune.train import train
 
 SETTINGS = {
     "mixture": {"sub_batches": 3, "sub_batch_size": 4},
@@ -84,6 +85,7 @@ sys.path.insert(0, sys.argv[1])
 import microworld
 import importlib
 import prefinetune.checkpoint as checkpoint
+import prefinetune.loop as loop
 train_module = importlib.import_module("prefinetune.train")  # prefinetune.train is the function
 from prefinetune.results import RunFolder
 
@@ -105,7 +107,7 @@ def at_call(number, function, before=True):
     return wrapped
 
 if moment == "in an update":
-    train_module.update = at_call(18, train_module.update)
+    loop.update = at_call(18, loop.update)
 elif moment == "while a checkpoint is written":
     checkpoint.save_file = at_call(8, checkpoint.save_file, before=False)
 elif moment == "before a checkpoint is renamed":

@@ -403,7 +403,7 @@ families = {
 }
 tasks = [prefinetune.Task(name, prefinetune.Files(rows), family) for name, family in families.items()]
 prefinetune.train
-module = sys.modules["prefinetune.train"]
+module = sys.modules["prefinetune.loop"]
 work = module.update
 
 def update(*arguments):

@@ -23,7 +23,7 @@ from prefinetune.task import find_task
 
 CONFIG = {"optimizer": {"learning_rate": 1e-3}, "train": {"updates": 4, "checkpoint_every": 2, "evaluation_rows": 4}}
 CELLS = {"mixture": {"sub_batches": 2}, "train": {"updates": 2, "evaluation_rows": 8}}
-module, training = sys.modules["prefinetune.study"], sys.modules["prefinetune.train"]
+module, loop = sys.modules["prefinetune.study"], sys.modules["prefinetune.loop"]
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_a_killed_study_goes_on_without_running_finished_parts_again(go, ran, mo
     runs.clear()
     cells.clear()
 
-    updates, update = [], training.update
+    updates, update = [], loop.update
 
     def killed_update(*arguments):
         updates.append(1)
@@ -267,7 +267,7 @@ def test_a_killed_study_goes_on_without_running_finished_parts_again(go, ran, mo
             raise KeyboardInterrupt
         return update(*arguments)
 
-    monkeypatch.setattr(training, "update", killed_update)
+    monkeypatch.setattr(loop, "update", killed_update)
     with pytest.raises(KeyboardInterrupt):
         go(**given)
     assert not (tmp_path / "out" / "comparison").exists()

@@ -1,6 +1,6 @@
 """A door for scikit-learn: a classifier of texts that fine-tunes when it is fitted, for pipelines, cross-validation and searches.
 
-It is the loop of `train.py` on rows in memory: nothing is written, and nothing is held out, as scikit-learn's own tools do that.
+It is the loop of `loop.py` on rows in memory: nothing is written, and nothing is held out, as scikit-learn's own tools do that.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from prefinetune.export import save_task_model
 from prefinetune.families import Classification, Encoded, Family
 from prefinetune.families.base import Example, Segment
 from prefinetune.finetune import DEFAULTS, with_length
+from prefinetune.loop import fit
 from prefinetune.model import MultiTask, backbone_class, load_backbone
 from prefinetune.sources import Rows
 from prefinetune.start import model_folder, model_tokenizer
 from prefinetune.task import Task
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import fit
 from prefinetune.update import TaskData
 
 TASK = "texts"  # what the only task is called

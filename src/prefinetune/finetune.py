@@ -1,4 +1,4 @@
-"""One task from a run, a model name or a folder: the loop of `train.py` on one task, then a plain Transformers model."""
+"""One task from a run, a model name or a folder: the loop of `loop.py` on one task, then a plain Transformers model."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from prefinetune.families import Encoded, Examples, Family
 from prefinetune.files import digest_of
 from prefinetune.leaks import leave_out
 from prefinetune.lineage import seen_rows
+from prefinetune.loop import fit
 from prefinetune.lora import adapt, check_lora, save_adapter
 from prefinetune.mixture import hash_key, permute
 from prefinetune.model import MultiTask, hub_commit, load_backbone
@@ -34,7 +35,6 @@ from prefinetune.store import Store, build_store, encode_split
 from prefinetune.task import Task, find_task
 from prefinetune.tokenizer import Tokenizer
 from prefinetune.tracking import check_trackers
-from prefinetune.train import fit
 from prefinetune.update import TaskData
 
 DEFAULTS: Mapping[str, Any] = {

@@ -22,13 +22,13 @@ from prefinetune.errors import InputError
 from prefinetune.families import Encoded
 from prefinetune.files import read_records
 from prefinetune.finetune import build, prepare_tuning
+from prefinetune.loop import autocast_precision, make_mixture, make_optimizer
 from prefinetune.model import MultiTask
 from prefinetune.prepare import prepare_suite
 from prefinetune.quarantine import LEAK, SET_ASIDE, Account
 from prefinetune.start import Start
 from prefinetune.task import Suite, Task
 from prefinetune.tokenizer import Tokenizer
-from prefinetune.train import autocast_precision, make_mixture, make_optimizer
 from prefinetune.update import TaskData, draw, update
 
 TIMED, ENOUGH = 3, 60.0  # updates that are timed after a first one; seconds in updates after which none begins

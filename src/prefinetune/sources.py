@@ -1,6 +1,6 @@
 """Where rows come from: a hub dataset or a local mirror of it, files of a team's own, or rows in memory.
 
-The only file that may touch a network, and only for a hub name that no mirror holds. `readers.py` reads files; `splits.py` says
+The only file that may touch a network, and only for a hub name that no mirror holds. `readers` reads files; `splits.py` says
 which rows belong to which role.
 """
 
