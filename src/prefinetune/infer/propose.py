@@ -24,8 +24,10 @@ from prefinetune.families import Choice, Classification, Family, Regression
 from prefinetune.families.base import read
 from prefinetune.infer.columns import Table, look, quoted
 from prefinetune.infer.grouping import SPLIT_WORDS, Group, find_files, group_files
-from prefinetune.infer.guess import Guess, confidence, guess, says_the_same
+from prefinetune.infer.guess import confidence, guess
+from prefinetune.infer.labelled import says_the_same
 from prefinetune.infer.proposals import Inferred, LeftOut, Proposal
+from prefinetune.infer.roles import Guess
 from prefinetune.infer.words import LABEL, called
 from prefinetune.readers import KINDS
 from prefinetune.sources import ROLES, Files, Rows, Source
