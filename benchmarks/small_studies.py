@@ -197,7 +197,7 @@ def main() -> None:
     protocol, display = protocols[path.name], Display()
     if protocol != json.loads(path.read_text()):
         raise SystemExit(f"{path} is of another protocol; write it anew with --plan, and commit it, before a run")
-    place, cache = given.out / path.stem.removesuffix("-protocol"), given.out / "cache"
+    place, cache = given.out / path.stem.replace("protocol", "model"), given.out / "cache"
     base = minilm() if given.study == "minilm" else pretrain(protocol, given.data_root, place, cache, display)
     results = study(
         given.study if given.study in ("scale", "ablations") else "labels",
