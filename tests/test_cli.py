@@ -94,6 +94,7 @@ VERBS = {
     "tasks leaks": ["--against", "--out", "--ngram", "--share", "--data-root", "--skip-missing", "--json"],
     "schema": [],
     "card": ["--out", "--evidence", "--json"],
+    "cache": ["--cache", "--remove-unused", "--json"],
     "env": ["--json"],
 }
 

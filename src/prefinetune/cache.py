@@ -12,12 +12,16 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefinetune.errors import InputError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, a limit on the size of files
+KINDS = {  # folders of the cache, and what they hold
+    "tables": "files, read", "stores": "splits, as tokens", "leaks": "what leaks were found", "native": "compiled kernels",
+}  # fmt: skip
 PREFIX, DAY = ".building-", 24 * 3600.0  # of folders that are being written; seconds
 
 
@@ -70,9 +74,9 @@ def space_for(folder: Path, cache: Path, needed: Callable[[], float | None] = la
         free, more = shutil.disk_usage(cache).free, needed()
         missing = "" if more is None else f" About {in_megabytes(more)} are needed for the rest of it."
         raise InputError(
-            f"{folder}: {os.strerror(error.errno).lower()}; {in_megabytes(free)} are free there.{missing} Make space, or "
-            "keep prepared data elsewhere with --cache (PREFINETUNE_CACHE). What is finished stays, and the same command goes on "
-            "from there"
+            f"{folder}: {os.strerror(error.errno).lower()}; {in_megabytes(free)} are free there.{missing} Make space "
+            "(`prefinetune cache` says what could go), or keep prepared data elsewhere with --cache (PREFINETUNE_CACHE). "
+            "What is finished stays, and the same command goes on from there"
         ) from error
 
 
@@ -119,3 +123,60 @@ def is_running(process: int) -> bool:
     except PermissionError:  # of another user, and alive
         return True
     return True
+
+
+# ---- what it holds
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table, a store, or another thing that is kept, and made anew when it is gone.
+
+    Attributes:
+        used: when it was made or last opened, in seconds since 1970.
+    """
+
+    path: Path
+    kind: str
+    bytes: int
+    used: float
+
+
+def mark_used(path: Path) -> None:
+    """Note that something in the cache was opened now."""
+    with suppress(OSError):  # a cache that is only read, or of another user
+        os.utime(path)
+
+
+def entries(cache: Path | None = None) -> list[Entry]:
+    """All that is kept, by kind and name; `cache_folder()` when no other folder is given."""
+    found = []
+    for kind in KINDS:
+        for path in sorted(((cache or cache_folder()) / kind).glob("*")):
+            if path.name.startswith(PREFIX):  # being written
+                continue
+            with suppress(FileNotFoundError):  # removed a moment ago
+                parts = [path, *path.rglob("*")]
+                folders = [part for part in parts if part.is_dir()] or [path]  # `mark_used` marks these, not the files in them
+                size = sum(part.stat().st_size for part in parts if part.is_file())
+                found.append(Entry(path, kind, size, max(part.stat().st_mtime for part in folders)))
+    return found
+
+
+def remove_unused(cache: Path | None = None, seconds: float = 30 * DAY) -> list[Entry]:
+    """Remove what was neither made nor opened for so long; what a process builds just now stays.
+
+    Returns:
+        What was removed.
+    """
+    root, before, removed = cache or cache_folder(), time.time() - seconds, []
+    for entry in entries(root):
+        if entry.used > before:
+            continue
+        with claimed(entry.path, root, wait=0) as mine:
+            if mine:
+                gone = entry.path.with_name(f"{PREFIX}{socket.gethostname()}-{os.getpid()}-{entry.path.name}")
+                entry.path.rename(gone)  # for others it is there whole, or not at all
+                shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+                removed.append(entry)
+    return removed

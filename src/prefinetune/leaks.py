@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from prefinetune.cache import cache_folder, mark_used
 from prefinetune.display import Display
 from prefinetune.errors import FieldError, InputError, listing
 from prefinetune.families import Field
 from prefinetune.families.base import plain, read
 from prefinetune.files import write
 from prefinetune.splits import OpenTask
-from prefinetune.store import cache_folder
 from prefinetune.text_index import CONTEXT, KINDS, LEVELS, TEXT, Index, Matches, Texts, joined
 
 FORMAT = 3  # of what is found; part of the cache's key
@@ -343,7 +343,9 @@ def known_leaks(
     path = (cache or cache_folder()) / "leaks" / f"{key}.json"
     if path.exists():
         try:
-            return Leaks.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            found = Leaks.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            mark_used(path)
+            return found
         except (ValueError, KeyError, TypeError, AttributeError):  # damaged: look again
             path.unlink(missing_ok=True)
     splits = evaluation_splits(against if only_against else (*opened, *against))

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from prefinetune.cache import building, cache_folder, claimed, space_for
+from prefinetune.cache import building, cache_folder, claimed, mark_used, space_for
 from prefinetune.errors import FieldError, InputError
 from prefinetune.families import Encoded, Example
 from prefinetune.quarantine import NO_LABEL, SET_ASIDE, STORED, Account, Fault
@@ -246,6 +246,7 @@ class Piece:
             return False
         try:
             self.shard = Shard(self.folder)
+            mark_used(self.folder)
         except Damaged as problem:
             if remove:
                 warnings.warn(f"{problem}; it is built again", stacklevel=2)

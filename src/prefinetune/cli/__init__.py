@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from prefinetune import launcher
+from prefinetune.cli.cache import cache
 from prefinetune.cli.card import card
 from prefinetune.cli.env import env
 from prefinetune.cli.export import export
@@ -423,6 +424,7 @@ def demo(
 # ---- values of options
 
 
+app.command()(cache)
 app.command()(env)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from prefinetune.cache import building, cache_folder
+from prefinetune.cache import building, cache_folder, mark_used
 
 log = logging.getLogger("prefinetune")
 
@@ -77,6 +77,7 @@ def built() -> Path:
             subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=300)
             ctypes.CDLL(str(made / "kernels.so"))  # what cannot be loaded is not kept
             (made / "manifest.json").write_text(json.dumps(command))
+    mark_used(folder)
     return folder / "kernels.so"
 
 

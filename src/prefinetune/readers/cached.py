@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefinetune.cache import NO_SPACE, building, cache_folder, claimed, space_for
+from prefinetune.cache import NO_SPACE, building, cache_folder, claimed, mark_used, space_for
 from prefinetune.errors import InputError
 from prefinetune.files import read_records
 from prefinetune.quarantine import Fault, write_records
@@ -69,6 +69,7 @@ def open_table(folder: Path, path: Path) -> Table | None:
         return None
     if (rows.num_rows, len(faults)) != (manifest["rows"], manifest["faults"]):
         return None
+    mark_used(folder)
     load, places = partial(read_arrow, content), ((0, place),)
     return Table(load, rows.column_names, rows.num_rows, faults, places, manifest["blank_lines"], folder.name)
 
