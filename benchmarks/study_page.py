@@ -44,8 +44,9 @@ TITLES = {
     "ablations": "A small RoBERTa: which part of the method matters?",
     "tasknet": "A small RoBERTa: is it better than tasknet's recipe?",
     "minilm": "MiniLM: does it help a model that is good already?",
+    "parts": "The demo's tasks: which part of the method matters?",
 }  # fmt: skip
-# The protocol's claims, of the study of labels, as numbers: at 128 labels the gain of pre-finetuning over each of these, on all
+# The protocols' claims as numbers: at 128 labels the gain of the main group over each of these, on all
 # targets or on those of a kind, is at least so large.
 CLAIMED_AT = "128"
 TASKNET = "tasknet's recipe"  # the group that tasknet_arm.py's models are
@@ -57,6 +58,11 @@ CLAIMS: Mapping[str, tuple[float, Sequence[tuple[str, str | None]]]] = {
     "heterogeneous updates do at least as well as updates of one task": (0.0, [(HOMOGENEOUS, None)]),
     "many tasks do at least as well as NLI alone": (0.0, [(NLI, None)]),
     "pre-finetuning does at least as well as tasknet's recipe": (0.0, [(TASKNET, None)]),
+    "many tasks in every update do at least as well as one task per update": (0.0, [("order=batch-homogeneous", None)]),
+    "many tasks in every update do at least as well as one task after another": (0.0, [("order=dataset-homogeneous", None)]),
+    "losses divided by the logarithm of their outcomes do at least as well as losses as they are": (
+        0.0, [("scaling=none", None)],
+    ),
 }  # fmt: skip
 VERDICTS = {
     "yes": "**yes**: every interval lies above it", "no": "**no**: an interval lies below it",
@@ -73,7 +79,7 @@ def kind_of(task: Task) -> str:
 
 def protocol_of(study: str) -> Path:
     """Where stands what was decided before a study's first run."""
-    return RESULTS / f"{study if study in ('longer', 'minilm') else 'roberta'}-protocol.json"
+    return RESULTS / f"{study if study in ('longer', 'minilm', 'parts') else 'roberta'}-protocol.json"
 
 
 # ---- records
@@ -151,7 +157,7 @@ def section(kept: Path, about: Mapping[str, Any], kinds: Mapping[str, str]) -> s
     beside = json.loads((kept / "table.json").read_text())
     name = kept.name.removeprefix("study-")
     parts = [f"## {TITLES[name]}", origin(kept, protocol_of(name)), *bullets(found.sentences())]
-    if name in ("labels", "longer", "minilm"):
+    if name in ("labels", "longer", "minilm", "parts"):
         later = ", the last before the second sitting" if "second sitting" in about else ""
         parts += [f"What was claimed before the first run{later}:", claims(found, about["claims"], kinds)]
     for at in found.labels:
@@ -308,19 +314,19 @@ def setting(
     ]
     cells = sum(one.get("seconds", 0.0) for one in records) / 60  # one that failed has none
     speed = f" (planned with {costs['examples_per_second']:,.0f} examples/s)" if costs["examples_per_second"] else ""
+    most = f", at most {made['data']['max_rows']:,} rows of each" if "max_rows" in made["data"] else ""
     first = f"; first {examples(about['pretraining'])} of masked words" if "pretraining" in about else ""
     return [
         *bullets([
             f"Model: {about['model']}{first}. One model, of one seed.",
-            f"Pre-finetuning: {len(about['sources'])} sets, at most {made['data']['max_rows']:,} rows of each; "
-            f"{examples(made)}.",
+            f"Pre-finetuning: {len(about['sources'])} sets{most}; {examples(made)}.",
             f"Targets: {len(protocol['targets'])}; {about['rule']}.",
             f"Fine-tuning: {seeds} seeds, each of them labelled rows, order and head; {examples(about['finetuning'])}; the "
             f"rate of {rates}, chosen on the base with {len(protocol['tuned_on'])} seeds.",
             f"Budget: {protocol['budget'] or 'none'}{speed}. Pre-finetunings, {protocol['processes']} side by side: "
             f"{listing(took)}; {len(records):,} fine-tunings: {cells:.0f} minutes of training.",
             f"Machine: {machine['processor']}, {machine['processors']} cores; torch {versions['torch']}, transformers "
-            f"{versions['transformers']}; precision {made['train']['precision']}.",
+            f"{versions['transformers']}; precision {made['train'].get('precision', 'float32')}.",
         ]),
         *([f"A second sitting. {about['second sitting']}"] if "second sitting" in about else []),
         "Left out or not run:", *bullets(found.missing or ["nothing"]),
@@ -379,7 +385,8 @@ def put_into(page: str, name: str, text: str) -> str:
 def section_of(name: str) -> str:
     """A study's section from what is kept of it."""
     about = json.loads(protocol_of(name).read_text())
-    return section(RESULTS / f"study-{name}", about, {target: kind_of(catalog()[target]) for target in about["targets"]})
+    kinds = about.get("kinds") or {target: kind_of(catalog()[target]) for target in about["targets"]}
+    return section(RESULTS / f"study-{name}", about, kinds)
 
 
 def main() -> None:
