@@ -45,6 +45,7 @@ TITLES = {
     "tasknet": "A small RoBERTa: is it better than tasknet's recipe?",
     "minilm": "MiniLM: does it help a model that is good already?",
     "parts": "The demo's tasks: which part of the method matters?",
+    "raw": "The demo's tasks: what does raw text beside the labelled tasks do?",
 }  # fmt: skip
 # The protocols' claims as numbers: at 128 labels the gain of the main group over each of these, on all
 # targets or on those of a kind, is at least so large.
@@ -63,6 +64,9 @@ CLAIMS: Mapping[str, tuple[float, Sequence[tuple[str, str | None]]]] = {
     "losses divided by the logarithm of their outcomes do at least as well as losses as they are": (
         0.0, [("scaling=none", None)],
     ),
+    "labelled tasks alone gain over the base and over as much further training, without raw text among them": (
+        0.0, [(BASE, None), (FURTHER, None)],
+    ),
 }  # fmt: skip
 VERDICTS = {
     "yes": "**yes**: every interval lies above it", "no": "**no**: an interval lies below it",
@@ -79,7 +83,7 @@ def kind_of(task: Task) -> str:
 
 def protocol_of(study: str) -> Path:
     """Where stands what was decided before a study's first run."""
-    return RESULTS / f"{study if study in ('longer', 'minilm', 'parts') else 'roberta'}-protocol.json"
+    return RESULTS / f"{'roberta' if study in ('labels', 'scale', 'ablations', 'tasknet') else study}-protocol.json"
 
 
 # ---- records
@@ -157,7 +161,7 @@ def section(kept: Path, about: Mapping[str, Any], kinds: Mapping[str, str]) -> s
     beside = json.loads((kept / "table.json").read_text())
     name = kept.name.removeprefix("study-")
     parts = [f"## {TITLES[name]}", origin(kept, protocol_of(name)), *bullets(found.sentences())]
-    if name in ("labels", "longer", "minilm", "parts"):
+    if name not in ("scale", "ablations", "tasknet"):
         later = ", the last before the second sitting" if "second sitting" in about else ""
         parts += [f"What was claimed before the first run{later}:", claims(found, about["claims"], kinds)]
     for at in found.labels:
