@@ -78,6 +78,32 @@ def test_what_is_being_built_stays(prepare, cache):
     assert [gone.path for gone in remove_unused(cache, 30 * DAY)] == [one.path]
 
 
+def test_what_is_not_ours_stays(prepare, cache):
+    """Whoever names another folder as the cache loses nothing."""
+    prepare("mine")
+    own = [cache / "tables" / "budget.csv", cache / "stores" / "shop" / "list.txt", cache / "leaks" / "kitchen.json"]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    age(cache, 31)
+    assert len(remove_unused(cache, 30 * DAY)) == 3
+    assert all(path.read_text() == "mine" for path in own)
+    assert entries() == []
+
+
+def test_a_store_of_shards_is_one_entry_used_when_one_of_them_is(prepare, cache, monkeypatch):
+    monkeypatch.setattr("prefinetune.store.SHARD", 15)
+    tokens = prepare("mine")
+    (store,) = (one for one in entries() if one.kind == "stores")
+    assert len([path for path in store.path.iterdir() if path.is_dir()]) > 1
+    age(cache, 31)
+    assert prepare("mine") == tokens
+    assert remove_unused(cache, 30 * DAY) == []
+    age(cache, 31)
+    assert store.path in {one.path for one in remove_unused(cache, 30 * DAY)}
+    assert not store.path.exists()
+
+
 def test_sizes_are_those_of_the_files(prepare, cache):
     prepare("mine")
     sizes = sum(path.stat().st_size for kind in KINDS for path in (cache / kind).rglob("*") if path.is_file())

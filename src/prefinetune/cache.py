@@ -153,7 +153,7 @@ def entries(cache: Path | None = None) -> list[Entry]:
     found = []
     for kind in KINDS:
         for path in sorted(((cache or cache_folder()) / kind).glob("*")):
-            if path.name.startswith(PREFIX):  # being written
+            if not is_ours(path):
                 continue
             with suppress(FileNotFoundError):  # removed a moment ago
                 parts = [path, *path.rglob("*")]
@@ -161,6 +161,16 @@ def entries(cache: Path | None = None) -> list[Entry]:
                 size = sum(part.stat().st_size for part in parts if part.is_file())
                 found.append(Entry(path, kind, size, max(part.stat().st_mtime for part in folders)))
     return found
+
+
+def is_ours(path: Path) -> bool:
+    """Whether something in a folder that is called as one of the cache's was finished by us: another folder may be given for the
+    cache by mistake, and nothing of it may be lost."""
+    if path.name.startswith(PREFIX):  # being written
+        return False
+    if path.is_dir():
+        return any(path.glob("manifest.json")) or any(path.glob("*-of-*/manifest.json"))  # or those of a store's shards
+    return re.fullmatch(r"[0-9a-f]{32}\.json", path.name) is not None
 
 
 def remove_unused(cache: Path | None = None, seconds: float = 30 * DAY) -> list[Entry]:
