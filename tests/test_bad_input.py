@@ -338,8 +338,8 @@ def test_what_was_prepared_before_a_bad_task_is_kept(good_suite, tmp_path, tiny_
     suite_file(tmp_path, MINE, {**MINE, "name": "bad", "source": {"train": "b.csv", "validation": "a.csv"}})
     off = "data.leaks=off"
     refused(command("train", good_suite, "-m", tiny_model, "-o", tmp_path / "run", off), "b.csv, row 2")
-    kept = {path: path.stat().st_mtime_ns for path in (cache / "stores").iterdir()}
-    assert [path.name.startswith("mine-train-") for path in kept] == [True]
+    kept = {path: path.stat().st_mtime_ns for path in (cache / "stores").glob("*/manifest.json")}
+    assert [path.parent.name.startswith("mine-train-") for path in kept] == [True]
     (tmp_path / "b.csv").write_text(table(GOOD))
     arguments = ["train.updates=1", "mixture.sub_batches=2", off]
     assert command("train", good_suite, "-m", tiny_model, "-o", tmp_path / "run", *arguments)[0] == 0

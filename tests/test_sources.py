@@ -289,8 +289,8 @@ def test_numbers_survive_being_taken_twice():
 
 
 def test_all_bad_rows_of_a_split_may_stand_in_one_of_its_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("prefinetune.readers.HOPELESS", 10)
-    monkeypatch.setattr("prefinetune.readers.CHUNK", 20)
+    monkeypatch.setattr("prefinetune.readers.collector.HOPELESS", 10)
+    monkeypatch.setattr("prefinetune.readers.collector.CHUNK", 20)
     for shard in range(20):
         (tmp_path / f"train-{shard:02}.csv").write_text("text,label\n" + ("ragged row\n" if shard == 7 else "the kuno,x\n") * 100)
     (tmp_path / "validation.csv").write_text("text,label\nthe,x\n")
