@@ -2,12 +2,13 @@
 one at a time, six checkpoints each.
 
     python benchmarks/demo_parts.py --plan                           # write benchmarks/results/{parts,raw}-protocol.json
-    python benchmarks/demo_parts.py --out runs/parts                 # an hour of one core; what is finished stays
-    python benchmarks/demo_parts.py --out runs/parts --study raw     # half an hour
+    python benchmarks/demo_parts.py --out runs/parts                 # what is finished stays
+    python benchmarks/demo_parts.py --out runs/parts --study raw
     python benchmarks/study_page.py parts                            # and `raw`: their sections of docs/results.md
 
-The demo's world is small enough that a pre-finetuning takes a minute, so that checkpoints can be many. Its tasks are mined from
-the documentation of installed packages: another installation gives other rows, and the protocol names how many.
+The demo's world is small enough that a pre-finetuning takes 30 to 70 seconds of a core (EPYC), so that checkpoints can be many.
+Its tasks are mined from the documentation of installed packages: another installation gives other rows, and the protocol names
+how many.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefinetune import Denoising, Suite, Task, train
+from prefinetune import Denoising, Suite, Task
 from prefinetune.demo.mine import Mined, mine
 from prefinetune.demo.run import (
     FINETUNING,
@@ -29,6 +30,7 @@ from prefinetune.demo.run import (
     VOCABULARY,
     WHOLE,
     WIDTH,
+    Training,
     new_model,
     raw_text,
 )
@@ -83,10 +85,9 @@ def pretrain(protocol: Mapping[str, Any], mined: Mined, out: Path, display: Disp
     """The demo's base model."""
     if not (out / "new" / "config.json").exists():
         new_model(out / "new", mined.texts, seed=0)
-    train(
-        Suite("documentation", (raw_text(mined),)), out / "new", out / "base", config=protocol["pretraining"],
-        against=mined.targets, cache=out / "cache", resume=True, display=display,
-    )  # fmt: skip
+    Training("base", Suite("documentation", (raw_text(mined),)), protocol["pretraining"], mined.targets).run(
+        out, out / "new", display
+    )
     return out / "base"
 
 

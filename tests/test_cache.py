@@ -22,12 +22,6 @@ from prefinetune.tokenizer import load_tokenizer
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("PREFINETUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def prepare(tmp_path, tiny_model, cache):
     """Prepares a table of rows of its own by name; gives its tokens."""
     tokenizer = load_tokenizer(str(tiny_model), 24)
@@ -81,7 +75,7 @@ def test_what_is_being_built_stays(prepare, cache):
 def test_what_is_not_ours_stays(prepare, cache):
     """Whoever names another folder as the cache loses nothing."""
     prepare("mine")
-    own = [cache / "tables" / "budget.csv", cache / "stores" / "shop" / "list.txt", cache / "leaks" / "kitchen.json"]
+    own = [cache / "tables" / "budget.csv", cache / "stores" / "shop" / "manifest.json", cache / "leaks" / "kitchen.json"]
     for path in own:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")

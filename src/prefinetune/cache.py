@@ -166,11 +166,11 @@ def entries(cache: Path | None = None) -> list[Entry]:
 def is_ours(path: Path) -> bool:
     """Whether something in a folder that is called as one of the cache's was finished by us: another folder may be given for the
     cache by mistake, and nothing of it may be lost."""
-    if path.name.startswith(PREFIX):  # being written
+    if path.name.startswith(PREFIX) or not re.search(r"[0-9a-f]{16}", path.name):  # being written; no digest in its name
         return False
     if path.is_dir():
         return any(path.glob("manifest.json")) or any(path.glob("*-of-*/manifest.json"))  # or those of a store's shards
-    return re.fullmatch(r"[0-9a-f]{32}\.json", path.name) is not None
+    return path.suffix == ".json"
 
 
 def remove_unused(cache: Path | None = None, seconds: float = 30 * DAY) -> list[Entry]:

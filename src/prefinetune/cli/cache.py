@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefinetune.cli.shared import Json, emit, show_table
+from prefinetune.cli.shared import Cache, Json, emit, show_table
 from prefinetune.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,22 +17,19 @@ if TYPE_CHECKING:
 
 
 def cache(
-    folder: Annotated[
-        Path | None,
-        typer.Option("--cache", envvar="PREFINETUNE_CACHE", help="The cache; ~/.cache/prefinetune when left out."),
-    ] = None,
     remove_unused: Annotated[
         str,
         typer.Option(
             metavar="30d", help="Remove what was not opened for so many days (d) or hours (h); it is made anew when needed."
         ),
     ] = "",
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Show what the cache of prepared data holds, or remove what is no longer used."""
     from prefinetune import cache as kept
 
-    root = folder or kept.cache_folder()
+    root = cache or kept.cache_folder()
     removed = kept.remove_unused(root, parse_age(remove_unused)) if remove_unused else []
     found = kept.entries(root)
     if as_json:
@@ -41,15 +37,15 @@ def cache(
         emit({"cache": str(root), "kinds": kinds, "removed": count(removed)})
         return
     if remove_unused:
-        print(f"removed: {len(removed):,} entries, {kept.in_megabytes(sum(one.bytes for one in removed))}")
+        print(f"removed: {len(removed):,} entries, {kept.in_megabytes(count(removed)['bytes'])}")
     rows = []
     for kind, told in kept.KINDS.items():
         mine = [one for one in found if one.kind == kind]
         used = [datetime.fromtimestamp(one.used).strftime("%Y-%m-%d") for one in mine]
         spans = " to ".join(dict.fromkeys((min(used), max(used)))) if used else ""
-        rows.append((kind, told, f"{len(mine):,}", kept.in_megabytes(sum(one.bytes for one in mine)), spans))
+        rows.append((kind, told, f"{len(mine):,}", kept.in_megabytes(count(mine)["bytes"]), spans))
     show_table(("kind", "what", "entries", "size", "last opened"), rows)
-    print(f"{root}: {kept.in_megabytes(sum(one.bytes for one in found))}")
+    print(f"{root}: {kept.in_megabytes(count(found)['bytes'])}")
 
 
 def count(found: Sequence[Entry]) -> dict[str, int]:
