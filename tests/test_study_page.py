@@ -18,7 +18,7 @@ from test_study_results import write_study
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import study_page
 
-ABOUT, *OTHERS = (json.loads(study_page.protocol_of(name).read_text()) for name in ("labels", "minilm", "parts", "raw"))
+ABOUT, *OTHERS = (json.loads(study_page.protocol_of(name).read_text()) for name in ("labels", "minilm", "parts", "raw", "tiny"))
 CLAIMED = list(dict.fromkeys(claim for about in (ABOUT, *OTHERS) for claim in about["claims"]))
 MACHINE = {"processor": "a processor", "processors": 2, "versions": {"torch": "2", "transformers": "5"}}
 
