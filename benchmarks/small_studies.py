@@ -40,7 +40,7 @@ VOCABULARY, LENGTH = 8000, 128
 SHAPE = {"layers": 4, "width": 256, "heads": 4}
 KEPT_OUT = {"pairs": 3, "one text": 4, "choice": 3, "span": 2, "regression": 1, "multi-label": 1}  # targets of each kind
 LEAST_ROWS = 1000  # to learn from, and to be scored on
-PRECISION = "bfloat16"  # 1.45 times as fast on cores that multiply it (AVX-512 BF16), and 20 times as slow on those that do not
+PRECISION = "bfloat16"  # 1.45 times as fast on cores that multiply it (AVX-512 BF16), on others 17 times as slow
 PRETRAINING: Mapping[str, Any] = {
     "optimizer": {"learning_rate": 1e-3, "warmup": 0.1},
     "mixture": {"sub_batches": 64, "sub_batch_size": 1},

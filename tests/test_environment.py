@@ -1,5 +1,6 @@
 """What a bug report is told of a machine, and what not; the files by which the project is cited and checked."""
 
+import io
 import json
 import os
 import re
@@ -13,8 +14,11 @@ import psutil
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
-from prefinetune import environment, native
+import microworld
+from prefinetune import environment, native, train
+from prefinetune.display import Display
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
@@ -127,3 +131,20 @@ def test_the_three_commands_of_contributing_are_targets():
     assert len(told) == 3
     for line in told:
         assert re.search(rf"^{line.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("capabilities", "precision", "is_told"), [
+    ({"avx2": True, "avx512_bf16": False}, "bfloat16", True), ({"avx2": True, "avx512_bf16": True}, "bfloat16", False),
+    ({"neon": True, "bf16": True}, "bfloat16", False), ({}, "bfloat16", False), ({"avx2": True}, "auto", False),
+])  # fmt: skip
+def test_who_asks_for_bfloat16_of_a_processor_that_does_not_multiply_it_is_told(
+    capabilities, precision, is_told, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    told = io.StringIO()
+    config = {"mixture": {"sub_batches": 1, "sub_batch_size": 2}, "train": {"updates": 1, "precision": precision}}
+    suite = microworld.world(0, rows_per_task=8, validation_rows=4).select("micro/subject-category")
+    train(
+        suite, tiny_model, tmp_path / "run", config=config, cache=tmp_path, display=Display(console=Console(file=told, width=160))
+    )
+    assert ("float32 is faster" in told.getvalue()) == is_told

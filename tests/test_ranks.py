@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+import microworld
 import processes
-from prefinetune import ranks
+from prefinetune import ranks, train
 from prefinetune.errors import InputError
 from prefinetune.results import RunFolder
 
@@ -91,7 +94,7 @@ from prefinetune import ranks
 from prefinetune.errors import InputError
 
 atexit.register(lambda: print("" if world() else "nothing of the group is left", file=sys.stderr))  # after later ones
-accelerator = ranks.join("no", 240)
+accelerator = ranks.Process("float32", 240)
 world = weakref.ref(dist.group.WORLD)
 rank = accelerator.process_index
 torch.manual_seed(0)
@@ -169,7 +172,7 @@ import datetime, os, signal
 from torch.distributed import distributed_c10d
 from prefinetune import ranks
 
-accelerator = ranks.join("no", 240)
+accelerator = ranks.Process("float32", 240)
 distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=5))  # not earlier: processes begin at different times
 if accelerator.process_index:
     os.kill(os.getpid(), signal.FATE)
@@ -193,24 +196,51 @@ def test_a_process_whose_fellow_died_or_stands_still_ends_within_the_time_out(fa
 
 def test_the_group_of_a_program_that_made_one_itself_is_left_to_it(tmp_path, monkeypatch):
     registered = []
-    monkeypatch.setattr(ranks, "Accelerator", lambda **_: None)
+    monkeypatch.setattr(ranks.Accelerator, "__init__", lambda self, **_: None)
     monkeypatch.setattr(ranks.atexit, "register", lambda *given: registered.append(given))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     group = weakref.ref(dist.group.WORLD)
-    ranks.join("no", 60)
+    ranks.Process("float32", 60)
     ranks.leave(lambda: None)
     assert not registered
     assert dist.group.WORLD is group()
-    ranks.leave(group)  # as it is with one that `join` made
+    ranks.leave(group)  # as it is with one that a `Process` made
     assert not dist.is_initialized()
     assert group() is None
     ranks.leave(group)
 
 
+def test_a_run_has_its_own_precision_and_its_whole_loss_whatever_ran_before_it_or_a_launcher_says(
+    tiny_model, tmp_path, monkeypatch
+):
+    suite = microworld.world(0, rows_per_task=8, validation_rows=4).select("micro/subject-category", "micro/find-large")
+
+    def run(precision):
+        config = {
+            "mixture": {"sub_batches": 2, "sub_batch_size": 2}, "optimizer": {"clip": 1e6},
+            "train": {"updates": 3, "log_every": 1, "precision": precision, "checkpoint_every": None},
+        }  # fmt: skip
+        folder = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
+        train(suite, tiny_model, folder, config=config, cache=tmp_path / "cache")
+        return folder
+
+    first, half = run("float32"), run("bfloat16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    AcceleratorState._reset_state()
+    try:
+        Accelerator(mixed_precision="bf16")  # a script's own
+        again = run("float32")
+    finally:
+        AcceleratorState._reset_state()
+    assert_same(first, again, 0.0)
+    assert losses(half) != losses(first)
+    np.testing.assert_allclose(losses(half), losses(first), rtol=0.05)
+
+
 def test_an_engine_that_moves_idle_heads_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(InputError, match="Use FSDP2 instead"):
-        ranks.join("no", 60)
+        ranks.Process("float32", 60)
 
 
 @pytest.mark.parametrize("sizes", [[3], [5, 5, 5], [1, 2, 30, 4, 50, 6, 7]])

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ class Loop:
     ) -> None:
         self.model, self.tokenizer, self.tasks, self.validation = model, tokenizer, tasks, validation
         self.config, self.settings, self.folder, self.display = config, config.train, folder, display
-        self.accelerator = ranks.join(autocast_precision(self.settings), self.settings.rank_timeout)
+        self.accelerator = ranks.Process(precision_of(self.settings), self.settings.rank_timeout)
         self.place = Place(self.accelerator.process_index, self.accelerator.num_processes)
         model.to(self.accelerator.device)
         if self.settings.gradient_checkpointing:
@@ -125,6 +126,8 @@ class Loop:
         model.balancing = balancing_of(config.objective, model).to(self.accelerator.device)
         if self.place.ranks > 1:
             display.say(f"{self.place.ranks} processes{', each with a piece of the trunk' if sharded else ''}")
+        if self.accelerator.precision == "bfloat16" and self.accelerator.device.type == "cpu" and emulates_bfloat16():
+            display.say("train.precision=bfloat16 is slow on this processor, which does not multiply it; float32 is faster")
         self.optimizer = make_optimizer(model, config.optimizer)
         self.memory = Memory(self.settings.token_budget, self.settings.halve_budget and not sharded)
         self.layout = model.layout(tokenizer)
@@ -317,12 +320,18 @@ def schedule(number: int, total: int, warmup: float, power: float) -> float:
     return (1 - (number - rising * (warmup > 0)) / max(1, total - rising * (warmup > 0))) ** power
 
 
-def autocast_precision(settings: TrainSettings) -> str:
-    """bfloat16 where the hardware multiplies it faster: GPUs that know it. On CPUs that depends on the cores
+def precision_of(settings: TrainSettings) -> Literal["float32", "bfloat16"]:
+    """Of `auto`, bfloat16 where the hardware multiplies it faster: GPUs that know it. On CPUs that depends on the cores
     (docs/performance.md), and float32 is taken."""
     if settings.precision == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return {"float32": "no", "bfloat16": "bf16"}[settings.precision]
+        return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return settings.precision
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this processor has no instructions that multiply bfloat16, as far as torch knows: many times slower then."""
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
+    return bool(known) and not any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))
 
 
 def make_mixture(sizes: Sequence[int], config: Config) -> Mixture:

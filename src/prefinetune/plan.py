@@ -22,7 +22,7 @@ from prefinetune.errors import InputError
 from prefinetune.families import Encoded
 from prefinetune.files import read_records
 from prefinetune.finetune import build, prepare_tuning
-from prefinetune.loop import autocast_precision, make_mixture, make_optimizer
+from prefinetune.loop import make_mixture, make_optimizer, precision_of
 from prefinetune.model import MultiTask
 from prefinetune.prepare import prepare_suite
 from prefinetune.quarantine import LEAK, SET_ASIDE, Account
@@ -214,7 +214,7 @@ def plan_fit(
     if launcher.count() > 1:
         raise InputError("--dry-run is for one process; give the same command without torchrun or accelerate launch")
     settings = config.train
-    accelerator = ranks.join(autocast_precision(settings), settings.rank_timeout)
+    accelerator = ranks.Process(precision_of(settings), settings.rank_timeout)
     model.to(accelerator.device)
     model.balancing = balancing_of(config.objective, model).to(accelerator.device)
     mixture = make_mixture([len(task.store) for task in tasks], config)

@@ -16,12 +16,13 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import is_initialized
 from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from torch import nn
 
@@ -38,8 +39,11 @@ if TYPE_CHECKING:
 BUCKET = 16 * 2**20  # numbers of a gradient that are summed in one message
 
 
-def join(mixed_precision: str, timeout: float) -> Accelerator:
-    """Join the processes that the launcher started (torchrun, accelerate launch), if it did.
+class Process(Accelerator):
+    """This process among those that the launcher started (torchrun, accelerate launch), in the precision of one run.
+
+    Accelerate keeps one precision for all that a process ever does, and takes it, and steps of accumulation that would divide
+    the loss, from the launcher's configuration too. Here a run has what it was configured to, whatever was run before it.
 
     Args:
         timeout: seconds after which a process gives up waiting for the others.
@@ -47,24 +51,36 @@ def join(mixed_precision: str, timeout: float) -> Accelerator:
     Raises:
         InputError: the launcher asks for an engine that cannot keep what the method needs.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise InputError(
-            "DeepSpeed is not supported: its optimizer also moves heads that no example of an update used. Use FSDP2 instead "
-            "(accelerate launch --use_fsdp --fsdp_version 2)"
+
+    def __init__(self, precision: Literal["float32", "bfloat16"], timeout: float) -> None:
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+            raise InputError(
+                "DeepSpeed is not supported: its optimizer also moves heads that no example of an update used. Use FSDP2 instead "
+                "(accelerate launch --use_fsdp --fsdp_version 2)"
+            )
+        self.precision = precision
+        had_group = dist.is_initialized()
+        super().__init__(
+            mixed_precision=None if is_initialized() else "no",
+            cpu=launcher.count() > 1 and not torch.accelerator.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
-    on_cpu = launcher.count() > 1 and not torch.accelerator.is_available()
-    limit = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
-    had_group = dist.is_initialized()
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=on_cpu, kwargs_handlers=[limit])
-    if not had_group and (group := dist.group.WORLD):
-        atexit.register(leave, weakref.ref(group))
-    return accelerator
+        if not had_group and (group := dist.group.WORLD):
+            atexit.register(leave, weakref.ref(group))
+
+    @contextmanager
+    def autocast(self, autocast_handler: None = None) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            yield
+
+    def backward(self, loss: torch.Tensor, **options: Any) -> None:
+        loss.backward(**options)
 
 
 def leave(group: weakref.ref[dist.ProcessGroup]) -> None:
-    """Destroy the group that `join` made, as the process ends. Gloo's threads may hold the last message's tensors, and one that
-    lets go of them while the interpreter is taken down aborts the process. They end when nothing refers to the group, so this
-    does not either. Not NCCL's, which waits for all that was queued: in vain, where another process died."""
+    """Destroy the group that a `Process` made, as the program ends. Gloo's threads may hold the last message's tensors, and one
+    that lets go of them while the interpreter is taken down aborts the program. They end when nothing refers to the group, so
+    this does not either. Not NCCL's, which waits for all that was queued: in vain, where another process died."""
     if dist.is_initialized() and dist.group.WORLD is group() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
