@@ -38,7 +38,7 @@ from prefinetune.export import load_head
 from prefinetune.files import write
 from prefinetune.gradients import Sampler, at_rest, sum_of_losses
 from prefinetune.model import MultiTask, load_backbone, quiet
-from prefinetune.ranks import join
+from prefinetune.ranks import Process
 from prefinetune.sources import Rows
 from prefinetune.splits import open_task
 from prefinetune.store import build_store
@@ -156,7 +156,7 @@ def held_out_losses(bench: Bench, suite: Suite, out: Path, seed: int, cache: Pat
     """The mean scaled loss of every task on rows that it was not trained on; that of a kept-out one after its head was fitted."""
     config = make_config(bench.settings)
     tokenizer = load_tokenizer(str(out / "model"), config.data.max_length)
-    accelerator = join("no", 60)
+    accelerator = Process("float32", 60)
 
     def read(task: Task, role: str, most: int) -> TaskData:
         one = open_task(task, bench.data, config.data.max_rows, cache=cache)
