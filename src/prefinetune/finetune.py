@@ -215,7 +215,8 @@ def learn(
     record = {
         "task": task, "family": family.kind, "base": str(start), "labels": len(examples), "seed": config.seed,
         "metric": family.metric, "score": scores[family.metric], "scores": scores, "split": prepared.split,
-        "rows": len(prepared.scored), "head": "kept" if kept else "new", "best_update": progress.best_update,
+        "rows": len(prepared.scored), "head": "kept" if kept else "new",
+        "best_update": progress.best_update or None,  # none where nothing was scored on the way
         "validation": validation, "examples": progress.examples, "updates": progress.updates,
         "seconds": round(progress.seconds, 2),
     }  # fmt: skip
