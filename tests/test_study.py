@@ -16,14 +16,15 @@ from prefinetune.evidence import read_plan
 from prefinetune.families import Classification
 from prefinetune.files import read_records, writing_alone
 from prefinetune.sources import Hub, Rows
-from prefinetune.study import parse_budget, portable, study
+from prefinetune.study import parse_budget, study
 from prefinetune.study_design import cap_for, make_design
 from prefinetune.study_results import read_study
+from prefinetune.study_runs import portable
 from prefinetune.task import find_task
 
 CONFIG = {"optimizer": {"learning_rate": 1e-3}, "train": {"updates": 4, "checkpoint_every": 2, "evaluation_rows": 4}}
 CELLS = {"mixture": {"sub_batches": 2}, "train": {"updates": 2, "evaluation_rows": 8}}
-module, loop = sys.modules["prefinetune.study"], sys.modules["prefinetune.loop"]
+runs_module, loop = sys.modules["prefinetune.study_runs"], sys.modules["prefinetune.loop"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def go(small, targets, tiny_model, tmp_path, cache):
 @pytest.fixture
 def ran(monkeypatch):
     """What was run: the folders of pre-finetunings, and the cells of the comparison as (task, arm, labels, seed)."""
-    runs, cells, train, cell = [], [], module.train, sys.modules["prefinetune.compare"].Bench.run
+    runs, cells, train, cell = [], [], runs_module.train, sys.modules["prefinetune.compare"].Bench.run
 
     def counted_train(suite, model, out, **rest):
         runs.append(out.name)
@@ -78,7 +79,7 @@ def ran(monkeypatch):
         cells.append((one.task, one.arm, one.labels, one.seed))
         return cell(bench, one)
 
-    monkeypatch.setattr(module, "train", counted_train)
+    monkeypatch.setattr(runs_module, "train", counted_train)
     monkeypatch.setattr(sys.modules["prefinetune.compare"].Bench, "run", counted_cell)
     return runs, cells
 
@@ -306,7 +307,7 @@ def test_a_killed_study_goes_on_without_running_finished_parts_again(go, ran, mo
 
 def test_trainings_travel_to_other_processes_and_come_to_the_same(go, monkeypatch, tmp_path):
     """That processes run what travels is proved by test_demo.py and test_compare.py; here it travels, and runs in this one."""
-    monkeypatch.setattr(module.Lab, "compare", lambda *_: None)
+    monkeypatch.setattr(runs_module.Lab, "compare", lambda *_: None)
     one = go(out=tmp_path / "1", controls=("further",))
     sent = []
 
@@ -316,7 +317,7 @@ def test_trainings_travel_to_other_processes_and_come_to_the_same(go, monkeypatc
             pickle.loads(pickle.dumps(job)).run()
         return {}
 
-    monkeypatch.setattr(module, "side_by_side", travelled)
+    monkeypatch.setattr(runs_module, "side_by_side", travelled)
     two = go(out=tmp_path / "2", processes=2, controls=("further",))
     assert sent == [(2, 2)]
     assert one.protocol["arms"] == two.protocol["arms"]
@@ -340,14 +341,14 @@ def test_a_task_whose_fields_are_functions_travels_by_its_name_in_the_catalogue(
 
 
 def test_a_pre_finetuning_that_cannot_be_done_is_said_and_takes_no_other_with_it(go, monkeypatch, tmp_path):
-    train = module.train
+    train = runs_module.train
 
     def failing(suite, model, out, *, config, **rest):
         if config.mixture.order == "batch-homogeneous":
             raise InputError("10 updates in a row were not finite")
         return train(suite, model, out, config=config, **rest)
 
-    monkeypatch.setattr(module, "train", failing)
+    monkeypatch.setattr(runs_module, "train", failing)
     found = go(controls=("homogeneous",))
     assert {reading.group for reading in found.readings} == {"pre-finetuned"}
     assert any("1 of 2 are not finished" in line for line in found.missing)
@@ -510,14 +511,14 @@ def test_speed_is_that_of_all_trainings_that_run_side_by_side(go, monkeypatch):
         assert len(jobs) == processes == 3
         return {}
 
-    monkeypatch.setattr(module, "side_by_side", ran)
+    monkeypatch.setattr(runs_module, "side_by_side", ran)
     costs = go(plan_only=True, budget="2h", controls=("further",), processes=3).protocol["costs"]
     assert costs["examples_per_second"] == 600
     assert "3 side by side" in costs["speed"]
 
 
 def test_a_trial_that_cannot_be_run_says_why(go, monkeypatch):
-    monkeypatch.setattr(module, "side_by_side", lambda jobs, *_: {jobs[0].name: InputError("out of memory")})
+    monkeypatch.setattr(runs_module, "side_by_side", lambda jobs, *_: {jobs[0].name: InputError("out of memory")})
     with pytest.raises(InputError, match="out of memory"):
         go(plan_only=True, budget="2h", controls=("further",))
 
