@@ -37,7 +37,8 @@ from prefinetune.display import Display
 from prefinetune.export import load_head
 from prefinetune.files import write
 from prefinetune.gradients import Sampler, at_rest, sum_of_losses
-from prefinetune.model import MultiTask, load_backbone, quiet
+from prefinetune.model import MultiTask, quiet
+from prefinetune.pretrained import load_backbone
 from prefinetune.ranks import Process
 from prefinetune.sources import Rows
 from prefinetune.splits import open_task

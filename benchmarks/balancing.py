@@ -36,7 +36,8 @@ from prefinetune.catalog import catalog
 from prefinetune.config import ObjectiveSettings, OptimizerSettings
 from prefinetune.loop import make_optimizer
 from prefinetune.mixture import Mixture
-from prefinetune.model import MultiTask, load_backbone, read_config
+from prefinetune.model import MultiTask
+from prefinetune.pretrained import load_backbone, read_config
 from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Task

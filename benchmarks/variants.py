@@ -36,7 +36,8 @@ from prefinetune.encoder_decoder import EncoderDecoder
 from prefinetune.families import Encoded, Family
 from prefinetune.loop import make_optimizer
 from prefinetune.mixture import SubBatch
-from prefinetune.model import Backbone, MultiTask, load_backbone
+from prefinetune.model import Backbone, MultiTask
+from prefinetune.pretrained import load_backbone
 from prefinetune.update import draw, update
 from workload import LENGTH, SPAN_LENGTH, Listed, Mix, Round
 

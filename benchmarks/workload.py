@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from prefinetune.catalog import catalog
 from prefinetune.families import Choice, Classification, Encoded, Family, Generation, Span
 from prefinetune.mixture import SubBatch
-from prefinetune.model import read_config
+from prefinetune.pretrained import read_config
 from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite

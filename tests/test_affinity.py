@@ -28,7 +28,8 @@ from prefinetune.gradients import Sampler, between, draw_signs, sketch
 from prefinetune.loop import fit, make_optimizer
 from prefinetune.lora import adapt
 from prefinetune.mixture import Mixture
-from prefinetune.model import MultiTask, load_backbone
+from prefinetune.model import MultiTask
+from prefinetune.pretrained import load_backbone
 from prefinetune.prune import prune
 from prefinetune.sources import Files
 from prefinetune.splits import open_task

@@ -42,8 +42,9 @@ from prefinetune.families import (
 from prefinetune.finetune import finetune
 from prefinetune.loop import fit, make_optimizer
 from prefinetune.lora import adapt
-from prefinetune.model import Backbone, MultiTask, load_backbone
+from prefinetune.model import Backbone, MultiTask
 from prefinetune.objective import example_weights
+from prefinetune.pretrained import load_backbone
 from prefinetune.results import RunFolder
 from prefinetune.tokenizer import Tokenizer
 from prefinetune.train import train

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from prefinetune.evaluate import predict
 from prefinetune.export import assemble, load_head, save_task_model, save_trunk_and_heads, slug
 from prefinetune.families import Classification, Regression
-from prefinetune.model import MultiTask, load_backbone
+from prefinetune.model import MultiTask
+from prefinetune.pretrained import load_backbone
 from prefinetune.splits import open_task
 from prefinetune.store import encode_split
 from prefinetune.tokenizer import load_tokenizer

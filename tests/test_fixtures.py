@@ -119,8 +119,9 @@ def test_every_row_is_learned_from_or_scored_and_costs_a_finite_loss(tiny_model,
     import transformers
 
     from prefinetune.batch import Drawn, micro_batches
-    from prefinetune.model import MultiTask, load_backbone
+    from prefinetune.model import MultiTask
     from prefinetune.objective import scaled
+    from prefinetune.pretrained import load_backbone
     from prefinetune.start import check_tasks
     from prefinetune.store import build_store, encode_split
     from prefinetune.tokenizer import load_tokenizer

@@ -23,8 +23,9 @@ from prefinetune.evaluate import predict
 from prefinetune.export import assemble
 from prefinetune.families import Classification, Encoded, Generation
 from prefinetune.finetune import finetune
-from prefinetune.model import MultiTask, load_backbone
+from prefinetune.model import MultiTask
 from prefinetune.objective import scaled
+from prefinetune.pretrained import load_backbone
 from prefinetune.sources import Rows
 from prefinetune.splits import open_task, spread_rows
 from prefinetune.store import build_store, encode_split

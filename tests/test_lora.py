@@ -15,7 +15,8 @@ from prefinetune.config import Config, LoraSettings, make_config
 from prefinetune.errors import InputError
 from prefinetune.finetune import finetune
 from prefinetune.lora import adapt, check_lora
-from prefinetune.model import MultiTask, load_backbone
+from prefinetune.model import MultiTask
+from prefinetune.pretrained import load_backbone
 from prefinetune.train import train
 
 SETTINGS = {

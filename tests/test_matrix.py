@@ -27,7 +27,8 @@ from prefinetune.errors import InputError
 from prefinetune.evaluate import predict, readable
 from prefinetune.export import assemble, load_head, save_task_model
 from prefinetune.families import Denoising, Generation, Regression, Segment
-from prefinetune.model import MultiTask, load_backbone
+from prefinetune.model import MultiTask
+from prefinetune.pretrained import load_backbone
 from prefinetune.sources import Files
 from prefinetune.splits import OpenTask, open_task
 from prefinetune.store import build_store, encode_split

@@ -17,7 +17,8 @@ from prefinetune.errors import InputError
 from prefinetune.families import Classification, Encoded
 from prefinetune.loop import fit
 from prefinetune.memory import Memory, Work
-from prefinetune.model import MultiTask, load_backbone
+from prefinetune.model import MultiTask
+from prefinetune.pretrained import load_backbone
 from prefinetune.results import RunFolder
 from prefinetune.tokenizer import Tokenizer
 from prefinetune.update import TaskData

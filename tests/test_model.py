@@ -16,7 +16,8 @@ from prefinetune.export import assemble
 from prefinetune.families import Choice, Classification, Denoising, Encoded, Regression, Span
 from prefinetune.loop import fit, make_optimizer, schedule
 from prefinetune.mixture import Mixture, hash_key
-from prefinetune.model import Backbone, MultiTask, load_backbone
+from prefinetune.model import Backbone, MultiTask
+from prefinetune.pretrained import load_backbone
 from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.stream import reads_streams

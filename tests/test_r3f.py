@@ -31,8 +31,9 @@ from prefinetune.families import Choice, Classification, Denoising, Encoded, Gen
 from prefinetune.families.base import symmetric_kl
 from prefinetune.loop import fit
 from prefinetune.mixture import Mixture, hash_key
-from prefinetune.model import Backbone, MultiTask, load_backbone
+from prefinetune.model import Backbone, MultiTask
 from prefinetune.objective import draw_noise, draw_noised, regularized, uniform
+from prefinetune.pretrained import load_backbone
 from prefinetune.results import RunFolder
 from prefinetune.tokenizer import Tokenizer
 from prefinetune.train import train

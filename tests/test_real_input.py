@@ -12,7 +12,8 @@ from prefinetune.batch import micro_batches
 from prefinetune.catalog import catalog
 from prefinetune.config import make_config
 from prefinetune.loop import Accelerator, make_mixture, make_optimizer
-from prefinetune.model import MultiTask, load_backbone, read_config
+from prefinetune.model import MultiTask
+from prefinetune.pretrained import load_backbone, read_config
 from prefinetune.splits import open_task
 from prefinetune.store import build_store
 from prefinetune.task import Suite

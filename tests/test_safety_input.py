@@ -24,7 +24,7 @@ from prefinetune.errors import InputError
 from prefinetune.export import slug
 from prefinetune.families import FAMILIES, Classification
 from prefinetune.mirror import MANIFEST, verify_mirror
-from prefinetune.model import load_backbone, read_config
+from prefinetune.pretrained import load_backbone, read_config
 from prefinetune.report import list_runs
 from prefinetune.safety import is_name
 from prefinetune.sources import Files, Hub, Rows

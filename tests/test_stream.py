@@ -35,8 +35,9 @@ from prefinetune.families import (
     Tagging,
 )
 from prefinetune.lora import adapt
-from prefinetune.model import ENCODER_DECODERS, ENCODERS, MultiTask, backbone_class
+from prefinetune.model import MultiTask
 from prefinetune.ops import GROUP, Bounds, Rectangle, attend_in_groups, groups_of
+from prefinetune.pretrained import ENCODER_DECODERS, ENCODERS, backbone_class
 from prefinetune.stream import reads_streams, roberta_positions
 from prefinetune.tokenizer import Tokenizer
 from prefinetune.update import update

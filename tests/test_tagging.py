@@ -27,8 +27,9 @@ from prefinetune.export import assemble
 from prefinetune.families import Encoded, Segment, Tagging
 from prefinetune.families.base import symmetric_kl
 from prefinetune.finetune import choose, finetune
-from prefinetune.model import ENCODERS, Backbone, MultiTask, load_backbone
+from prefinetune.model import Backbone, MultiTask
 from prefinetune.objective import scaled
+from prefinetune.pretrained import ENCODERS, load_backbone
 from prefinetune.sources import Rows
 from prefinetune.splits import open_task
 from prefinetune.store import build_store, encode_split

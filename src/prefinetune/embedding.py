@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from prefinetune.checkpoint import replacing
 from prefinetune.errors import InputError, listing, nearest
-from prefinetune.model import ENCODERS, quiet, read_config
+from prefinetune.model import quiet
+from prefinetune.pretrained import ENCODERS, read_config
 from prefinetune.start import model_folder
 from prefinetune.tokenizer import load_tokenizer
 

@@ -29,7 +29,8 @@ from prefinetune.families import Classification, Encoded, Family
 from prefinetune.families.base import Example, Segment
 from prefinetune.finetune import DEFAULTS, with_length
 from prefinetune.loop import fit
-from prefinetune.model import MultiTask, backbone_class, load_backbone
+from prefinetune.model import MultiTask
+from prefinetune.pretrained import backbone_class, load_backbone
 from prefinetune.sources import Rows
 from prefinetune.start import model_folder, model_tokenizer
 from prefinetune.task import Task

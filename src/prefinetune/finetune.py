@@ -24,8 +24,9 @@ from prefinetune.lineage import seen_rows
 from prefinetune.loop import fit
 from prefinetune.lora import adapt, check_lora, save_adapter
 from prefinetune.mixture import hash_key, permute
-from prefinetune.model import MultiTask, hub_commit, load_backbone
+from prefinetune.model import MultiTask
 from prefinetune.prepare import describe, report_cuts
+from prefinetune.pretrained import hub_commit, load_backbone
 from prefinetune.quarantine import Account, write_quarantine
 from prefinetune.ranks import gathered
 from prefinetune.results import RunFolder

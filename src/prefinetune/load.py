@@ -352,7 +352,8 @@ def load(folder: str | Path, tasks: Sequence[str] | None = None, device: str | N
     import transformers
 
     from prefinetune.export import load_head
-    from prefinetune.model import MultiTask, load_backbone, quiet
+    from prefinetune.model import MultiTask, quiet
+    from prefinetune.pretrained import load_backbone
     from prefinetune.tokenizer import load_tokenizer
 
     about = read_about(folder)

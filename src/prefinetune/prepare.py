@@ -18,7 +18,8 @@ from prefinetune.files import digest_of
 from prefinetune.leaks import Leaks, leave_out
 from prefinetune.lora import adapt, check_lora
 from prefinetune.mirror import origin
-from prefinetune.model import MultiTask, load_backbone, read_config
+from prefinetune.model import MultiTask
+from prefinetune.pretrained import load_backbone, read_config
 from prefinetune.quarantine import Account
 from prefinetune.splits import OpenTask, open_task, open_tasks
 from prefinetune.start import check_tasks, model_folder, model_tokenizer

@@ -11,7 +11,8 @@ from prefinetune.checkpoint import checksum
 from prefinetune.config import DataSettings
 from prefinetune.errors import InputError
 from prefinetune.files import digest_of
-from prefinetune.model import backbone_class, head_class, hub_commit, read_config
+from prefinetune.model import head_class
+from prefinetune.pretrained import backbone_class, hub_commit, read_config
 from prefinetune.task import Task
 from prefinetune.tokenizer import Tokenizer, load_tokenizer
 

@@ -23,8 +23,8 @@ from prefinetune.families import Denoising
 from prefinetune.families.base import plain
 from prefinetune.files import digest_of, read_records, writing
 from prefinetune.lineage import entries
-from prefinetune.model import read_config
 from prefinetune.notice import Preempted
+from prefinetune.pretrained import read_config
 from prefinetune.sources import Files
 from prefinetune.splits import OpenTask, open_task, open_tasks
 from prefinetune.start import Start, as_start, model_folder, model_tokenizer, weights_digest

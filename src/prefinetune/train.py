@@ -17,8 +17,9 @@ from prefinetune.files import digest_of
 from prefinetune.leaks import evaluation_splits, split_name
 from prefinetune.loop import Fit, fit
 from prefinetune.lora import save_adapter
-from prefinetune.model import MultiTask, hub_commit
+from prefinetune.model import MultiTask
 from prefinetune.prepare import PreparedSuite, open_kept_out, prepare_suite, report_cuts
+from prefinetune.pretrained import hub_commit
 from prefinetune.quarantine import write_quarantine
 from prefinetune.results import RunFolder
 from prefinetune.task import Suite, Task
