@@ -31,6 +31,7 @@ from prefinetune.study_results import (
     StudyResults,
     TargetGain,
     over_targets,
+    range_words,
     read_group,
     read_study,
 )
@@ -140,7 +141,8 @@ def reading_of(plain: Mapping[str, Any]) -> Reading:
         others = {name: (ours, theirs) for name, (ours, theirs) in one["others"].items()}
         targets.append(TargetGain(**{**one, **arrays, "effect": effect_of(one["effect"]), "others": others}))
     tuples = {name: tuple(plain[name]) for name in ("members", "seeds")}
-    return Reading(**{**plain, **tuples, "targets": tuple(targets), "effect": effect_of(plain["effect"])})
+    kept = {name: value for name, value in plain.items() if name != "on_these_targets"}  # which follows from the others
+    return Reading(**{**kept, **tuples, "targets": tuple(targets), "effect": effect_of(plain["effect"])})
 
 
 def effect_of(plain: Mapping[str, Any]) -> Effect:
@@ -177,7 +179,8 @@ def origin(kept: Path, protocol: Path) -> str:
         f"[`{kept.name}`](../benchmarks/results/{kept.name}/); protocol and claims "
         f"([`{protocol.name}`](../benchmarks/results/{protocol.name})) were in the repository before the first run. Scores are "
         f"each task's own metric, on its test rows; intervals, in brackets, are of {LEVEL:.0%}, over targets, checkpoints, seeds "
-        "and rows ([evidence.md](evidence.md))."
+        "and rows: what a further target may expect. *For these very targets* leaves these as they are "
+        "([evidence.md](evidence.md))."
     )
 
 
@@ -185,7 +188,9 @@ def at_labels(found: StudyResults, at: str, kinds: Mapping[str, str]) -> list[st
     """Everything that was read at one label count."""
     readings, main = found.at(at), main_group(found)
     contrasts = sorted((one for one in found.contrasts if one.at == at), key=lambda one: one.effect.mean)
-    parts = ["Mean gain over the untouched base, the largest loss first:", group_table(readings, found)]
+    without_rows = any(one.row_deviation is None for reading in readings for one in reading.targets)
+    lacking = " (*for these very targets* without what test rows add, which is not in these records)" if without_rows else ""
+    parts = [f"Mean gain over the untouched base, the largest loss first{lacking}:", group_table(readings, found)]
     if contrasts:
         parts += ["The same rows from one group and from another:", contrast_table(contrasts)]
     if whole := found.reading(main, at):
@@ -250,6 +255,7 @@ def group_table(readings: Sequence[Reading], found: StudyResults) -> str:
         "what it is",
         "checkpoints",
         "gain over the base",
+        "for these very targets",
         "lost",
         "gained",
         "p (signs)",
@@ -257,17 +263,17 @@ def group_table(readings: Sequence[Reading], found: StudyResults) -> str:
         "hurt (Holm)",
     )
     return table(titles, [
-        (one.group, found.groups[one.group].told, len(one.members), interval(one.effect), one.lost, one.gained,
+        (one.group, found.groups[one.group].told, len(one.members), interval(one.effect), range_words(one), one.lost, one.gained,
          chance(one.sign_p), points(one.effect.detectable), listing(target.task for target in one.harmed) or "none")
         for one in readings
     ])  # fmt: skip
 
 
 def contrast_table(contrasts: Sequence[Reading]) -> str:
-    titles = ("group", "against", "gain over that", "lost", "gained", "p (signs)", "detectable")
+    titles = ("group", "against", "gain over that", "for these very targets", "lost", "gained", "p (signs)", "detectable")
     return table(titles, [
-        (one.group, one.against, interval(one.effect), one.lost, one.gained, chance(one.sign_p), points(one.effect.detectable))
-        for one in contrasts
+        (one.group, one.against, interval(one.effect), range_words(one), one.lost, one.gained, chance(one.sign_p),
+         points(one.effect.detectable)) for one in contrasts
     ])  # fmt: skip
 
 

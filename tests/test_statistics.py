@@ -8,6 +8,7 @@ from prefinetune.evidence import Effect
 from prefinetune.statistics import (
     deviations,
     effect_on_target,
+    effect_on_these_targets,
     effect_over_targets,
     effect_over_tasks,
     holm,
@@ -82,6 +83,31 @@ def test_the_interval_of_one_target_holds_what_a_further_checkpoint_and_subset_g
         effect = effect_on_target(treated[0] + luck, base[0], False, draws)
         held.append(effect.low <= gain <= effect.high)
     assert 0.93 <= np.mean(held) <= 1.0, np.mean(held)
+
+
+@pytest.mark.parametrize(("targets", "members", "rows"), [(2, 3, 0.015), (13, 2, 0.015), (13, 1, 0.04), (8, 4, None)])
+def test_the_interval_for_these_very_targets_holds_what_further_checkpoints_and_subsets_gain_on_them(targets, members, rows):
+    generator, gain, held = np.random.default_rng(7), 0.04, []
+    spread = {} if members > 1 else {"member": 0.0, "both": 0.0}
+    for _ in range(400):
+        treated, base = simulate(generator, gain, targets, members, target=0.0, **spread)
+        luck = generator.normal(0, rows or 0.0, (targets, 1, 1))  # of each target's test rows
+        effect = effect_on_these_targets(treated + luck, base, False, None if rows is None else [rows] * targets)
+        held.append(effect.low <= gain <= effect.high)
+    assert 0.93 <= np.mean(held) <= 1.0, np.mean(held)
+
+
+def test_how_unlike_the_targets_gain_is_in_the_interval_over_targets_and_not_in_that_for_these():
+    treated, base = simulate(np.random.default_rng(8), 0.04, 8, 3)
+    apart = treated + np.linspace(-0.3, 0.3, 8)[:, None, None]
+    (one, other), (narrow, wide) = (
+        (effect(treated), effect(apart)) for effect in (
+            lambda scores: effect_on_these_targets(scores, base, False, [0.01] * 8),
+            lambda scores: effect_over_targets(scores.mean(axis=2), base.mean(axis=2), False),
+        )
+    )  # fmt: skip
+    assert (one.low, one.high) == pytest.approx((other.low, other.high))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
 @pytest.mark.parametrize("paired", [True, False])

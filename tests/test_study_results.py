@@ -176,9 +176,32 @@ def test_sentences_tell_harm_first_and_name_targets_that_are_hurt_after_correcti
     first, second = found.sentences()
     assert re.fullmatch(r"With 32 labels, these hurt: worse -0\.\d+ \(95 % interval -0\.\d+ to -0\.\d+\)\.", first)
     assert second.startswith("With 32 labels, main: no difference that this study could show: ")
-    assert "on the mean over 4 targets and 3 checkpoints, 3 gained and 1 lost, after Holm's correction also a; " in second
+    told = r"on the mean over 4 targets and 3 checkpoints, 3 gained and 1 lost, for these very targets \S+ to \S+, after Holm's "
+    assert re.search(told + "correction also a; ", second)
     assert "not clearly different from alike (+0.0" in second
     assert [one.task for one in found.reading("main", "32").harmed] == ["a"]
+
+
+@pytest.mark.parametrize(("sign", "word"), [(1, "helped"), (-1, "hurt")])
+def test_what_is_clear_for_these_targets_and_not_over_targets_is_told_so_and_harm_first(tmp_path, sign, word):
+    gains = {"main": same({"a": 0.02 * sign, "b": 0.1 * sign, "c": 0.2 * sign, "d": 0.35 * sign}), "alike": same(0.0)}
+    found = read_study(write_study(tmp_path, gains, [("main", "alike")]))
+    reading = found.reading("main", "32")
+    here = reading.on_these_targets
+    assert reading.effect.low < 0 < reading.effect.high
+    assert here.mean == pytest.approx(reading.effect.mean)
+    assert here.low * sign > 0 < here.high * sign
+    *first, last = found.sentences()
+    assert f"main: {word} on these targets, and may not on others: {reading.effect.mean:+.3f} (95 % interval" in last
+    assert f"for these very targets {here.low:+.3f} to {here.high:+.3f}" in last
+    assert re.search(rf"not clearly different from alike \(\{'+' if sign > 0 else '-'}0.\d+, for these targets", last)
+    if sign < 0:
+        assert first == [
+            f"With 32 labels, these hurt on these very targets: main ({here.mean:+.3f}, for these targets {here.low:+.3f} to "
+            f"{here.high:+.3f})."
+        ]
+    (told,) = [one for one in found.as_dict()["readings"] if one["group"] == "main"]
+    assert told["on_these_targets"]["low"] == here.low
 
 
 def test_restarts_are_the_unbiased_deviation_over_seeds_and_its_change_from_the_base(tmp_path):

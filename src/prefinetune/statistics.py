@@ -176,6 +176,28 @@ def effect_over_targets(treated: np.ndarray, control: np.ndarray, paired: bool) 
     return layered_effect(mean, by_target.tolist(), [by_target, *layers])
 
 
+def effect_on_these_targets(
+    treated: np.ndarray, control: np.ndarray, paired: bool, row_deviations: Sequence[float] | None
+) -> Effect:
+    """What a group changes on the mean over these very targets, as a further checkpoint and further labelled subsets would show
+    it. Whether a further target would gain is the question of `effect_over_targets`.
+
+    Args:
+        treated, control: [t, m, s] scores on the same labelled subsets; of the base m is 1.
+        paired: as in `effect_on_target`.
+        row_deviations: [t] of each target's mean difference on resampled rows, which are its own; None leaves them out.
+
+    Returns:
+        An effect whose differences are by member. Without two seeds it has no interval.
+    """
+    ours, theirs = treated.mean(axis=0), control.mean(axis=0)
+    resampled = None
+    if row_deviations is not None:
+        deviation = math.hypot(*row_deviations) / len(row_deviations)
+        resampled = float((ours - theirs).mean()) + deviation * special.ndtri(ROW_SHARES)
+    return effect_on_target(ours, theirs, paired, resampled)
+
+
 def member_layers(treated: np.ndarray, control: np.ndarray, paired: bool) -> tuple[np.ndarray, list[np.ndarray]]:
     """[m] differences by member, and the layers that they are made of: one of differences where members are paired or the control
     has only one, otherwise both sides' own."""

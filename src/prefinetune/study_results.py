@@ -21,6 +21,7 @@ from prefinetune.statistics import (
     Effect,
     deviations,
     effect_on_target,
+    effect_on_these_targets,
     effect_over_targets,
     holm,
     sign_test,
@@ -58,6 +59,7 @@ class TargetGain:
     adjusted: float | None  # its p-value after Holm's correction over the reading's targets; None without an interval
     # The task's other scores, macro-F1 for one: name -> mean of the group, mean of what it is read against.
     others: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    row_deviation: float | None = None  # of the mean gain on resampled test rows; None where they cannot be read
 
     @property
     def means(self) -> tuple[np.ndarray, np.ndarray]:
@@ -86,6 +88,18 @@ class Reading:
     def harmed(self) -> list[TargetGain]:
         """Targets that lose also after Holm's correction."""
         return [one for one in self.targets if one.effect.mean < 0 and one.adjusted is not None and one.adjusted < 1 - LEVEL]
+
+    @property
+    def on_these_targets(self) -> Effect | None:
+        """The same mean with the interval for these very targets: checkpoints, seeds and test rows could have been otherwise.
+        Only of seeds that all targets have finished; None without any."""
+        return on_these_targets(self.targets, self.paired)
+
+    @property
+    def for_these(self) -> str:
+        """Its verdict."""
+        here = self.on_these_targets
+        return here.verdict if here else "unclear"
 
     def by_family(self) -> dict[str, Effect]:
         """The mean over the targets of each family."""
@@ -176,17 +190,20 @@ class StudyResults:
             readings, count = self.at(at), with_labels(at)
             if hurt := [one for one in readings if one.effect.verdict == "harm"]:
                 found.append(f"{count}, these hurt: {listing(f'{one.group} {shown(one.effect)}' for one in hurt)}.")
+            if here := [one for one in readings if one not in hurt and one.for_these == "harm"]:
+                found.append(f"{count}, these hurt on these very targets: {listing(f'{one.group} {told(one)}' for one in here)}.")
             found += [self._sentence(one) for one in readings if self.groups[one.group].role == "main"]
         return found
 
     def _sentence(self, reading: Reading) -> str:
-        verdict = {"gain": "helped", "harm": "hurt", "unclear": "no difference that this study could show"}
         size, members = len(reading.targets), len(reading.members)
         parts = [
-            f"{with_labels(reading.at)}, {reading.group}: {verdict[reading.effect.verdict]}: {shown(reading.effect)} on the mean "
-            f"over {size} target{'s' * (size > 1)} and {members} checkpoint{'s' * (members > 1)}, {reading.gained} gained and "
+            f"{with_labels(reading.at)}, {reading.group}: {verdict_words(reading)}: {shown(reading.effect)} on the mean over "
+            f"{size} target{'s' * (size > 1)} and {members} checkpoint{'s' * (members > 1)}, {reading.gained} gained and "
             f"{reading.lost} lost"
         ]
+        if size > 1 and (here := range_words(reading)):
+            parts[0] += f", for these very targets {here}"
         if reading.harmed:
             parts[0] += f", after Holm's correction also {listing(one.task for one in reading.harmed)}"
         words = {"harm": "behind", "gain": "ahead of"}
@@ -197,11 +214,32 @@ class StudyResults:
         parts += [
             f"{words[one.effect.verdict]} {one.against}: {shown(one.effect)}" for one in contrasts if one.effect.verdict in words
         ]
-        if unclear := [f"{one.against} ({one.effect.mean:+.3f})" for one in contrasts if one.effect.verdict not in words]:
+        if unclear := [f"{one.against} {told(one)}" for one in contrasts if one.effect.verdict not in words]:
             parts.append(f"not clearly different from {listing(unclear)}")
         if members == 1:
             parts.append("one checkpoint: its own luck is in no interval")
         return "; ".join(parts) + "."
+
+
+def verdict_words(reading: Reading) -> str:
+    words = {"gain": "helped", "harm": "hurt"}
+    if word := words.get(reading.effect.verdict):
+        return word
+    if word := words.get(reading.for_these):
+        return f"{word} on these targets, and may not on others"
+    return "no difference that this study could show"
+
+
+def range_words(reading: Reading) -> str:
+    """The interval for these very targets; nothing where there is none."""
+    here = reading.on_these_targets
+    return f"{here.low:+.3f} to {here.high:+.3f}" if here and here.low is not None else ""
+
+
+def told(reading: Reading) -> str:
+    """A mean gain that is unclear over targets, with the interval for these very ones where that is clear."""
+    here = f", for these targets {range_words(reading)}" if reading.for_these != "unclear" else ""
+    return f"({reading.effect.mean:+.3f}{here})"
 
 
 def as_plain(reading: Reading) -> dict[str, Any]:
@@ -212,7 +250,8 @@ def as_plain(reading: Reading) -> dict[str, Any]:
 
     arrays = ("scores", "control", "gains")
     targets = [asdict(one) | {name: table(getattr(one, name)) for name in arrays} for one in reading.targets]
-    return asdict(replace(reading, targets=())) | {"targets": targets}
+    here = reading.on_these_targets
+    return asdict(replace(reading, targets=())) | {"targets": targets, "on_these_targets": here and asdict(here)}
 
 
 def over_targets(targets: Sequence[TargetGain], paired: bool) -> Effect:
@@ -221,6 +260,16 @@ def over_targets(targets: Sequence[TargetGain], paired: bool) -> Effect:
         return targets[0].effect
     treated, control = (np.stack(side) for side in zip(*(target.means for target in targets), strict=True))  # [t, m] each
     return effect_over_targets(treated, control, paired)
+
+
+def on_these_targets(targets: Sequence[TargetGain], paired: bool) -> Effect | None:
+    """The mean over some targets of a reading, for these alone; None where no seed is finished on all."""
+    scores, control = (np.stack(side) for side in zip(*((one.scores, one.control) for one in targets), strict=True))  # [t, m, s]
+    done = complete(*scores, *control)
+    if not done.any():
+        return None
+    rows = [one.row_deviation for one in targets if one.row_deviation is not None]
+    return effect_on_these_targets(scores[..., done], control[..., done], paired, rows if len(rows) == len(targets) else None)
 
 
 def complete(*scores: np.ndarray) -> np.ndarray:
@@ -347,7 +396,8 @@ def read_against(group: Group, other: Group | None, at: str, seeds: tuple[int, .
         if not ours or not theirs or not (done := complete(scores, control)).any():
             continue
         used = [seed for seed, whole in zip(seeds, done, strict=True) if whole]
-        effect = effect_on_target(scores[:, done], control[:, done], paired, one.resampled_difference(ours, theirs, used))
+        resampled = one.resampled_difference(ours, theirs, used)
+        effect = effect_on_target(scores[:, done], control[:, done], paired, resampled)
         first = next(iter(one.one.cells.values()))
         majority = first["scores"].get("majority")
         gains = scores - (control if paired else control.mean(axis=0))
@@ -355,9 +405,9 @@ def read_against(group: Group, other: Group | None, at: str, seeds: tuple[int, .
             name: (one.mean_score(ours, used, name), one.mean_score(theirs, used, name))
             for name in first["scores"] if name not in (first["metric"], "majority")
         }  # fmt: skip
-        targets.append(
-            TargetGain(one.one.task, first["family"], first["metric"], scores, control, gains, majority, effect, None, others)
-        )
+        deviation = None if resampled is None else float(resampled.std())
+        about = (one.one.task, first["family"], first["metric"])
+        targets.append(TargetGain(*about, scores, control, gains, majority, effect, None, others, deviation))
     if not targets:
         return None
     targets = adjusted(sorted(targets, key=lambda target: target.effect.mean))

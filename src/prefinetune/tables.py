@@ -114,7 +114,11 @@ def show_comparison_plan(plan: ComparisonPlan, display: Display) -> None:
 
 def show_study(found: StudyResults, display: Display) -> None:
     """A table per label count, the largest loss first, then contrasts, what is missing, and the sentences."""
-    numbers = ("members", "gain", "95 % interval", "P(helps)", "detectable", "gained", "p (signs)", "restarts")
+    from prefinetune.study_results import range_words
+
+    numbers = (
+        "members", "gain", "95 % interval", "P(helps)", "detectable", "for these targets", "gained", "p (signs)", "restarts"
+    )  # fmt: skip
     for at in found.labels:
         table = Table(title=f"{at} labels: gain over the base", title_justify="left", box=None, pad_edge=False)
         for heading in ("group", "against", *numbers, "hurt (Holm)"):
@@ -125,8 +129,8 @@ def show_study(found: StudyResults, display: Display) -> None:
             change = changes.get(one.group) if one.against == found.base else None
             table.add_row(
                 Text(one.group), Text(one.against), str(len(one.members)), *effect_cells(one.effect)[:4],
-                f"{one.gained} of {len(one.targets)}", f"{one.sign_p:.3f}", f"{change.mean:+.3f}" if change else "",
-                Text(listing(target.task for target in one.harmed)),
+                range_words(one), f"{one.gained} of {len(one.targets)}", f"{one.sign_p:.3f}",
+                f"{change.mean:+.3f}" if change else "", Text(listing(target.task for target in one.harmed)),
             )  # fmt: skip
         display.console.print(table)
     for problem in found.problems:

@@ -28,7 +28,7 @@ from prefinetune.report.parts import (
 from prefinetune.report.read import Run, Studied, flat
 from prefinetune.report.study_charts import controls_of, curve_chart, forest_chart, map_chart, score_chart, sign_of
 from prefinetune.statistics import Effect
-from prefinetune.study_results import BASE, Reading, Restarts, StudyResults, TargetGain
+from prefinetune.study_results import BASE, Reading, Restarts, StudyResults, TargetGain, range_words
 
 QUESTIONS = {
     "scale": "How many tasks does it take?",
@@ -134,7 +134,8 @@ def reading_table(page: Page, study: StudyResults, readings: Iterable[Reading]) 
     readings = sorted(readings, key=lambda one: one.effect.mean)
     restarts = {(one.group, one.at): one for one in study.restarts}
     against_base = all(one.against == BASE for one in readings)
-    titles = ("95 % interval", "Probability of help", "Smallest detectable effect", "Gained, lost", "Sign test p")
+    titles = ("95 % interval", "Probability of help", "Smallest detectable effect", "For these very targets", "Gained, lost",
+              "Sign test p")  # fmt: skip
     head = tag(
         "thead",
         tag("tr", heading("Group"), tag("th", "Gain", scope="col", class_="gained number"),
@@ -147,7 +148,7 @@ def reading_table(page: Page, study: StudyResults, readings: Iterable[Reading]) 
         for one in readings:
             if one.at != at:
                 continue
-            cells = [effect_cells(one.effect, seeds=False),
+            cells = [effect_cells(one.effect, seeds=False), number(range_words(one)),
                      number(one.gained, tag("small", f"{one.lost} lost")), number(chance(one.sign_p)),
                      tag("td", names([target.task for target in one.harmed], 4))]  # fmt: skip
             if against_base:
@@ -156,11 +157,11 @@ def reading_table(page: Page, study: StudyResults, readings: Iterable[Reading]) 
         base = restarts.get((BASE, at))
         if against_base and base:
             found.append(
-                tag("tr", task_cell(BASE, "the untouched model"), [tag("td")] * 7, restarts_cell(base))
+                tag("tr", task_cell(BASE, "the untouched model"), [tag("td")] * 8, restarts_cell(base))
             )  # fmt: skip
         return found
 
-    return table(head, by_view(page, study, rows, 9 if against_base else 8))
+    return table(head, by_view(page, study, rows, 10 if against_base else 9))
 
 
 def restarts_cell(restarts: Restarts | None) -> Markup:
