@@ -163,7 +163,7 @@ def section(kept: Path, about: Mapping[str, Any], kinds: Mapping[str, str]) -> s
     found, records = read_kept(kept), read_records(kept / "results.jsonl")
     beside = json.loads((kept / "table.json").read_text())
     name = kept.name.removeprefix("study-")
-    parts = [f"## {TITLES[name]}", origin(kept, protocol_of(name)), *bullets(found.sentences())]
+    parts = [f"## {TITLES[name]}", origin(kept, protocol_of(name), found), *bullets(found.sentences())]
     if name not in ("scale", "ablations", "tasknet"):
         later = ", the last before the second sitting" if "second sitting" in about else ""
         parts += [f"What was claimed before the first run{later}:", claims(found, about["claims"], kinds)]
@@ -173,14 +173,16 @@ def section(kept: Path, about: Mapping[str, Any], kinds: Mapping[str, str]) -> s
     return "\n\n".join(parts) + "\n"
 
 
-def origin(kept: Path, protocol: Path) -> str:
+def origin(kept: Path, protocol: Path, found: StudyResults) -> str:
+    without_rows = any(target.row_deviation is None for reading in found.readings for target in reading.targets)
+    lacking = ", here without what test rows add, which would make it some tenths wider" if without_rows else ""
     return (
         "Written by [`benchmarks/study_page.py`](../benchmarks/study_page.py) from "
         f"[`{kept.name}`](../benchmarks/results/{kept.name}/); protocol and claims "
         f"([`{protocol.name}`](../benchmarks/results/{protocol.name})) were in the repository before the first run. Scores are "
         f"each task's own metric, on its test rows; intervals, in brackets, are of {LEVEL:.0%}, over targets, checkpoints, seeds "
-        "and rows: what a further target may expect. *For these very targets* leaves these as they are "
-        "([evidence.md](evidence.md))."
+        "and rows: what a further target may expect. The one *for these very targets* leaves these as they are"
+        f"{lacking} ([evidence.md](evidence.md))."
     )
 
 
@@ -188,9 +190,7 @@ def at_labels(found: StudyResults, at: str, kinds: Mapping[str, str]) -> list[st
     """Everything that was read at one label count."""
     readings, main = found.at(at), main_group(found)
     contrasts = sorted((one for one in found.contrasts if one.at == at), key=lambda one: one.effect.mean)
-    without_rows = any(one.row_deviation is None for reading in readings for one in reading.targets)
-    lacking = " (*for these very targets* without what test rows add, which is not in these records)" if without_rows else ""
-    parts = [f"Mean gain over the untouched base, the largest loss first{lacking}:", group_table(readings, found)]
+    parts = ["Mean gain over the untouched base, the largest loss first:", group_table(readings, found)]
     if contrasts:
         parts += ["The same rows from one group and from another:", contrast_table(contrasts)]
     if whole := found.reading(main, at):

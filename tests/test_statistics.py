@@ -86,15 +86,28 @@ def test_the_interval_of_one_target_holds_what_a_further_checkpoint_and_subset_g
 
 
 @pytest.mark.parametrize(("targets", "members", "rows"), [(2, 3, 0.015), (13, 2, 0.015), (13, 1, 0.04), (8, 4, None)])
-def test_the_interval_for_these_very_targets_holds_what_further_checkpoints_and_subsets_gain_on_them(targets, members, rows):
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_the_interval_for_these_very_targets_holds_what_further_checkpoints_and_subsets_gain_on_them(
+    targets, members, rows, seeds
+):
     generator, gain, held = np.random.default_rng(7), 0.04, []
     spread = {} if members > 1 else {"member": 0.0, "both": 0.0}
     for _ in range(400):
-        treated, base = simulate(generator, gain, targets, members, target=0.0, **spread)
+        treated, base = simulate(generator, gain, targets, members, seeds, target=0.0, **spread)
         luck = generator.normal(0, rows or 0.0, (targets, 1, 1))  # of each target's test rows
         effect = effect_on_these_targets(treated + luck, base, False, None if rows is None else [rows] * targets)
         held.append(effect.low <= gain <= effect.high)
     assert 0.93 <= np.mean(held) <= 1.0, np.mean(held)
+
+
+def test_with_one_target_and_checkpoint_the_interval_for_these_is_students_over_subsets_and_with_many_it_has_their_freedom():
+    treated, base = simulate(np.random.default_rng(9), 0.04, 1, 1)
+    effect, differences = effect_on_these_targets(treated, base, False, None), (treated - base).ravel()
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert (effect.low, effect.high) == pytest.approx((low, high))
+    alike = np.concatenate([treated] * 9), np.concatenate([base] * 9)  # nine targets, equally noisy: nine times the freedom
+    error = differences.std(ddof=1) / np.sqrt(5 * 9)
+    assert effect_on_these_targets(*alike, False, None).high == pytest.approx(differences.mean() + error * stats.t.ppf(0.975, 36))
 
 
 def test_how_unlike_the_targets_gain_is_in_the_interval_over_targets_and_not_in_that_for_these():

@@ -69,6 +69,7 @@ def layered_effect(
     differences: Sequence[float],
     layers: Sequence[np.ndarray],
     resampled: np.ndarray | None = None,
+    pooled: tuple[float, float] | None = None,
 ) -> Effect:
     """A mean with the uncertainty of every layer that it is a mean over.
 
@@ -82,8 +83,11 @@ def layered_effect(
         differences: what `Effect` is to show of it.
         layers: per layer [n] the means over everything else; one of a single value adds nothing.
         resampled: [resamples] the mean on resampled rows, where no layer contains what the rows add.
+        pooled: (standard error, degrees of freedom) of a layer whose variance was measured more than once.
     """
-    known = [(float(np.std(layer, ddof=1)) / math.sqrt(len(layer)), len(layer) - 1) for layer in layers if len(layer) > 1]
+    known = [
+        (float(np.std(layer, ddof=1)) / math.sqrt(len(layer)), float(len(layer) - 1)) for layer in layers if len(layer) > 1
+    ] + ([pooled] if pooled else [])
     parts = sorted(((error, df) for error, df in known if error > 0), key=lambda part: part[1])
     rest = np.full(1, mean) if resampled is None else np.quantile(resampled, ROW_SHARES)
     shown = tuple(float(value) for value in differences)
@@ -102,7 +106,7 @@ def layered_effect(
     return Effect(mean, shown, low, high, above, (high - low) / 2 + float(special.stdtrit(df, POWER)) * spread)
 
 
-def sum_quantile(share: float, values: np.ndarray, df: int) -> float:
+def sum_quantile(share: float, values: np.ndarray, df: float) -> float:
     """A quantile of the sum of Student's t and one of some equally likely values, by bisection of its distribution."""
     quantile = float(special.stdtrit(df, share))
     least, most = float(values.min()) + quantile, float(values.max()) + quantile
@@ -190,12 +194,19 @@ def effect_on_these_targets(
     Returns:
         An effect whose differences are by member. Without two seeds it has no interval.
     """
-    ours, theirs = treated.mean(axis=0), control.mean(axis=0)
+    by_member, layers = member_layers(treated.mean(axis=(0, 2)), control.mean(axis=(0, 2)), paired)
+    by_seed = treated.mean(axis=1) - control.mean(axis=1)  # [t, s]
+    mean, (targets, seeds) = float(by_seed.mean()), by_seed.shape
+    if seeds < 2:
+        return Effect(mean, tuple(by_member.tolist()))
+    # Labelled subsets are each target's own: their variances add up, and so do their degrees of freedom (Satterthwaite).
+    variances = by_seed.var(axis=1, ddof=1) / seeds
+    total, squares = float(variances.sum()), float((variances**2).sum())
+    pooled = (math.sqrt(total) / targets, (seeds - 1) * total**2 / squares) if squares else None
     resampled = None
     if row_deviations is not None:
-        deviation = math.hypot(*row_deviations) / len(row_deviations)
-        resampled = float((ours - theirs).mean()) + deviation * special.ndtri(ROW_SHARES)
-    return effect_on_target(ours, theirs, paired, resampled)
+        resampled = mean + math.hypot(*row_deviations) / targets * special.ndtri(ROW_SHARES)
+    return layered_effect(mean, by_member.tolist(), layers, resampled, pooled)
 
 
 def member_layers(treated: np.ndarray, control: np.ndarray, paired: bool) -> tuple[np.ndarray, list[np.ndarray]]:

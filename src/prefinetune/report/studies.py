@@ -42,8 +42,8 @@ MOST_PANELS = 12  # small multiples shown before the reader asks for all
 
 READING = (
     "Gain is the score from a pre-finetuning minus the score from the untouched base: same target, labelled rows and seed. "
-    "The interval of a mean allows for other targets, other checkpoints and other seeds; that of one target for other "
-    "checkpoints, seeds and test rows."
+    "The interval of a mean allows for other targets, other checkpoints and other seeds; the one for these very targets, and "
+    "that of a single target, for other checkpoints, seeds and test rows."
 )
 
 
