@@ -22,7 +22,7 @@ import numpy as np
 from prefinetune import catalog
 from prefinetune.errors import listing
 from prefinetune.files import read_records, write
-from prefinetune.statistics import LEVEL, Effect
+from prefinetune.statistics import LEVEL, Effect, effect_on_these_targets, effect_over_targets, sign_test
 from prefinetune.study_design import FURTHER, HOMOGENEOUS, NLI
 from prefinetune.study_results import (
     BASE,
@@ -168,7 +168,7 @@ def section(kept: Path, about: Mapping[str, Any], kinds: Mapping[str, str]) -> s
         later = ", the last before the second sitting" if "second sitting" in about else ""
         parts += [f"What was claimed before the first run{later}:", claims(found, about["claims"], kinds)]
     for at in found.labels:
-        parts += [f"### With {at} labels", *at_labels(found, at, kinds)]
+        parts += [f"### With {at} labels", *at_labels(found, at, kinds), *macro_f1(found, at, records)]
     parts += ["### What it is of", *setting(found, about, records, beside["machine"], beside["runs"])]
     return "\n\n".join(parts) + "\n"
 
@@ -203,6 +203,44 @@ def at_labels(found: StudyResults, at: str, kinds: Mapping[str, str]) -> list[st
         told = "Standard deviation between fine-tunings that differ in their seed alone, on the mean over targets:"
         parts += [told, restart_table(restarts)]
     return parts
+
+
+def macro_f1(found: StudyResults, at: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The same by macro-F1, which a model that gives the most frequent answer does not get: a line per reading."""
+    rates = {one["task"]: one["learning_rate"] for one in records if one["arm"] != BASE}  # the base was tried at others too
+    cells = {
+        (one["arm"], one["task"], one["seed"]): one["scores"]["macro_f1"] for one in records
+        if one["metric"] == "accuracy" and "macro_f1" in one["scores"] and str(one["labels"]) == at
+        and one["learning_rate"] == rates.get(one["task"])
+    }  # fmt: skip
+    rows = []
+    for one in (*found.at(at), *(other for other in found.contrasts if other.at == at)):
+        ours = [found.groups[one.group].arms[member] for member in one.members]
+        arms = {} if one.against == BASE else found.groups[one.against].arms
+        theirs = [arms[member] for member in one.members] if one.paired else [*arms.values()] or [BASE]
+        tasks = [
+            target.task for target in one.targets
+            if all((arm, target.task, seed) in cells for arm in (*ours, *theirs) for seed in one.seeds)
+        ]  # fmt: skip
+        if len(tasks) < 2:
+            continue
+        treated, control = (
+            np.array([[[cells[arm, task, seed] for seed in one.seeds] for arm in side] for task in tasks])
+            for side in (ours, theirs)
+        )
+        over = effect_over_targets(treated.mean(axis=2), control.mean(axis=2), one.paired)
+        here = effect_on_these_targets(treated, control, one.paired, None)
+        gained, lost, p = sign_test(over.differences)
+        these = f"{here.low:+.3f} to {here.high:+.3f}" if here.low is not None else ""
+        rows.append((one.group, one.against, len(tasks), interval(over), these, lost, gained, chance(p)))
+    if not rows:
+        return []
+    titles = ("group", "against", "targets", "gain in macro-F1", "for these very targets", "lost", "gained", "p (signs)")
+    told = (
+        "The same by macro-F1 (in no claim), on the targets that are scored by accuracy; *for these very targets* without what "
+        "test rows add:"
+    )
+    return [told, table(titles, rows)]
 
 
 def main_group(found: StudyResults) -> str:

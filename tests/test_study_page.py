@@ -95,6 +95,13 @@ def test_the_section_has_the_numbers_of_the_records_and_losses_first(folder, kep
         assert list(map(float, row[6].split(" to "))) == pytest.approx(f1, abs=6e-4)
     gains = [float(row[7].split()[0]) for row in targets]
     assert gains == sorted(gains)
+    of_f1 = {tuple(row[:2]): float(row[3].split()[0]) for row in rows_of(text, "The same by macro-F1")[2:]}
+    assert set(of_f1) == {(group, "base") for group in whole if group != "base"} | {
+        ("pre-finetuned", other) for other in whole if other not in ("base", "pre-finetuned")
+    }
+    for (group, against), gain in of_f1.items():
+        expected = [mean(group, task, "macro_f1") - mean(against, task, "macro_f1") for task in KINDS]
+        assert gain == pytest.approx(np.mean(expected), abs=6e-4)
     pairs = rows_of(text, "Gains over the base by kind")[2]
     column = rows_of(text, "Gains over the base by kind")[0].index("pre-finetuned")
     expected = np.mean([mean("pre-finetuned", name) - mean("base", name) for name, kind in KINDS.items() if kind == "pairs"])
