@@ -175,7 +175,7 @@ def section(kept: Path, about: Mapping[str, Any], kinds: Mapping[str, str]) -> s
 
 def origin(kept: Path, protocol: Path, found: StudyResults) -> str:
     without_rows = any(target.row_deviation is None for reading in found.readings for target in reading.targets)
-    lacking = ", here without what test rows add, which would make it some tenths wider" if without_rows else ""
+    lacking = ", here without what test rows add, which would make it wider" if without_rows else ""
     return (
         "Written by [`benchmarks/study_page.py`](../benchmarks/study_page.py) from "
         f"[`{kept.name}`](../benchmarks/results/{kept.name}/); protocol and claims "

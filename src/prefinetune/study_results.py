@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ class Reading:
         """Targets that lose also after Holm's correction."""
         return [one for one in self.targets if one.effect.mean < 0 and one.adjusted is not None and one.adjusted < 1 - LEVEL]
 
-    @property
+    @cached_property
     def on_these_targets(self) -> Effect | None:
         """The same mean with the interval for these very targets: checkpoints, seeds and test rows could have been otherwise.
         Only of seeds that all targets have finished; None without any."""
